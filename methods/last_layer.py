@@ -1,0 +1,38 @@
+"""Last-layer tuning: train the top k blocks, keep everything below as it is.
+
+    h_(L-k) = frozen blocks (x),    y = trained blocks (h_(L-k))
+
+Family: specification. Nothing is attached; k blocks are chosen.
+Count: k blk, blk = 12 d² + 13 d for f = 4 d (see full.py). The final norm and a tied LM head stay frozen:
+training the head would change the input embedding too.
+Below the chosen blocks nothing requires a gradient, so PyTorch records no graph there: the backward pass
+ends where training ends, and the activations of the frozen blocks are never kept.
+Left out: the activations of the frozen blocks could be computed once for all epochs and for all tasks.
+Reference: FT-top2 in Li & Liang 2021; Lee, Tang & Lin 2019 (a quarter of the layers gives 90 %).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from deltas import Delta, setting
+from methods.full import block_size
+
+
+@dataclass
+class LastLayer(Delta):
+    family: ClassVar[str] = "specification"
+    lr: ClassVar[float] = 3e-3       # one block has to do the work of all: more than full fine-tuning's
+    lr_real: ClassVar[float] = 2e-4
+    k: int = setting(1, "how many blocks to train, from the top; Li & Liang train 2 of 24")
+
+    def attach(self, model):
+        if not 1 <= self.k <= len(model.blocks):
+            raise ValueError(f"k={self.k}: this model has {len(model.blocks)} blocks, choose 1 to that many")
+        model.blocks[-self.k:].requires_grad_(True)
+        return model
+
+    def formula(self, config):
+        return self.k * block_size(config)
+
+    def merge(self, model):
+        return model
