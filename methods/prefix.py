@@ -1,0 +1,142 @@
+"""Prefix tuning: P free keys and values in every attention layer, in front of the text's own.
+
+    softmax(q [K_P ; K]ᵀ / √d_h) [V_P ; V]        K_P, V_P (P, d) trained in each of L layers
+
+Family: addition. The slot `prefix` of every attention; the text looks at P rows that are nobody's words
+and that look at nothing. For one query this mixes two attentions,
+
+    (1 - w) attention(q, K, V) + w attention(q, K_P, V_P),   w: the prefix's share of the sum of exp(scores),
+
+so zero keys and values are not neutral (w > 0), and no finite prefix is: it cannot start as the base model.
+The paper found the rows hard to train directly, and makes all of them by one MLP until training ends:
+
+    [K_P, V_P] of layer l = W_l tanh(W' P' + b') + b_l        P' (P, k), W' (h, k), W_l (2 d, h)
+
+Count: 2 L P d are stored. Trained with the MLP: P k + k h + h + 2 L d (h + 1).
+Left out: the paper fits the MLP to the starting rows in 500 steps of Adam; one least squares does it here.
+Reference: Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", section 4.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from deltas import Delta, setting
+from methods.prompt import starting_words
+
+
+class KeysValues(nn.Module):
+    """One layer's prefix as it is stored: the rows themselves, a key and a value side by side in each."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.table = nn.Parameter(rows)                                                # (P, 2 D)
+
+    def rows(self):
+        return self.table
+
+    def forward(self, k, v, mask):
+        B, H, _, d_h = k.shape
+        rows = self.rows().to(k.dtype)
+        P = len(rows)
+        first_k, first_v = rows.view(P, 2, H, d_h).permute(1, 2, 0, 3)                 # (H, P, D/H) each
+        k = torch.cat([first_k.expand(B, -1, -1, -1), k], dim=2)                       # (B, H, P+S, D/H)
+        v = torch.cat([first_v.expand(B, -1, -1, -1), v], dim=2)
+        return k, v, None if mask is None else F.pad(mask, (P, 0), value=True)
+
+
+class Trunk(nn.Module):
+    """The part of the MLP that all layers share: tanh(W' P' + b'). Cheap next to the W_l, so never cached."""
+
+    def __init__(self, length, width, hidden, device):
+        super().__init__()
+        self.words = nn.Parameter(torch.randn(length, width, device=device))           # (P, k)
+        self.dense = nn.Linear(width, hidden, device=device)
+
+    def forward(self):
+        return torch.tanh(self.dense(self.words))                                      # (P, h)
+
+
+class MadeByMLP(KeysValues):
+    """One layer's prefix in training: its own rows W_l of the MLP's last matrix, behind the shared trunk."""
+
+    def __init__(self, trunk, rows):
+        nn.Module.__init__(self)
+        self.trunk = trunk
+        hidden = trunk().detach()                                                      # (P, h)
+        self.out = nn.Linear(hidden.shape[1], rows.shape[1], device=rows.device)
+        # The smallest W_l whose product with the trunk is `rows`; exact as long as P <= h.
+        self.out.weight = nn.Parameter((torch.linalg.pinv(hidden) @ rows).T.contiguous())
+        nn.init.zeros_(self.out.bias)
+
+    def rows(self):
+        return self.out(self.trunk())                                                  # (P, 2 D)
+
+
+@dataclass
+class Prefix(Delta):
+    family: ClassVar[str] = "addition"
+    identity: ClassVar[bool] = False
+    lr: ClassVar[float] = 1e-2       # with the MLP; it has no other way to make far larger rows
+    lr_real: ClassVar[float] = 1e-3  # the paper: 5e-5 to 8e-5, over tens of thousands of steps
+    length: int = setting(8, "P, rows a layer; the paper: 5 or 10 for table-to-text, 200 for summaries")
+    mlp: bool = setting(True, "train through the MLP and drop it at the end; False: train the rows")
+    width: int = setting(0, "k, the width of P'; 0: as wide as the model, as in the authors' code")
+    hidden: int = setting(0, "h, the MLP's hidden width; 0: as wide as the model (the paper's: 512 or 800)")
+    init: str = setting("words", "start from real words' keys and values (words), or random ones")
+    words: str = setting("", "those words' token ids, with commas between; the rest is drawn")
+
+    def __post_init__(self):
+        if self.init not in ("words", "random"):
+            raise ValueError(f"init={self.init!r}: choose words or random")
+        if self.length < 1:
+            raise ValueError(f"length={self.length}: choose 1 or more")
+
+    def attach(self, model):
+        rows = activations(model, starting_words(self.words, self.length, model.tokens.weight))
+        if self.init == "random":
+            rows = [torch.randn_like(layer) * scale(layer) for layer in rows]
+        trunk = Trunk(self.length, *self.sizes(model.config), rows[0].device) if self.mlp else None
+        for block, layer in zip(model.blocks, rows):
+            block.attention.prefix = MadeByMLP(trunk, layer) if self.mlp else KeysValues(layer)
+        return model
+
+    def sizes(self, config):
+        return self.width or config.d_model, self.hidden or config.d_model
+
+    def formula(self, config):
+        return 2 * config.n_layer * self.length * config.d_model
+
+    def training_formula(self, config):
+        if not self.mlp:
+            return self.formula(config)
+        k, h = self.sizes(config)
+        return self.length * k + k * h + h + 2 * config.n_layer * config.d_model * (h + 1)
+
+    def finish(self, model):
+        """Drop the MLP: from here on the rows that it makes are the prefix. A second call changes nothing."""
+        if self.mlp:
+            for block in model.blocks:
+                block.attention.prefix = KeysValues(block.attention.prefix.rows().detach().clone())
+
+    def merge(self, model):
+        raise ValueError("a prefix cannot be merged: it is P more keys to look at, not a change of a weight")
+
+
+@torch.no_grad()
+def activations(model, ids):
+    """The keys and values of a text `ids` (P,) in every layer of the plain model: L tensors (P, 2 D)."""
+    caches = []
+    for piece in ids.split(model.config.n_ctx):
+        caches.append({})
+        model(piece[None], cache=caches[-1])
+    layers = [[torch.cat(cache[block.attention], dim=1)[0] for cache in caches] for block in model.blocks]
+    return [torch.cat(pieces, dim=1).transpose(0, 1).flatten(1).float() for pieces in layers]
+
+
+def scale(rows):
+    """The spread of the keys and that of the values, (2 D,): they differ much in a trained model."""
+    return torch.cat([half.std().expand_as(half[0]) for half in rows.chunk(2, dim=1)])

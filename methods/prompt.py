@@ -1,0 +1,74 @@
+"""Prompt tuning: a few free vectors in front of the text, where its word embeddings stand.
+
+    [P ; E(text)]        P (P, d) trained, everything else frozen
+
+Family: addition. The one slot `prompt`, behind the embedding; every layer then reads P + T tokens.
+Count: P d.
+It cannot start as the base model: from the first step on, the text looks at P words that were not there.
+In a causal model these words never see the text, so all that reaches it is their keys and values in every
+layer: a prompt is a prefix (prefix.py) whose rows are not free but computed from P d numbers.
+Left out: the paper gives soft tokens the first positions, here they have none and the text keeps its own;
+it draws words from the 5,000 most frequent, here from all; it averages a label of several tokens.
+Reference: Lester, Al-Rfou & Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning".
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from deltas import Delta, setting
+
+
+class SoftPrompt(nn.Module):
+    def __init__(self, vectors):
+        super().__init__()
+        self.vectors = nn.Parameter(vectors)                                           # (P, D)
+
+    def forward(self, x):
+        prompt = self.vectors.to(x.dtype).expand(len(x), -1, -1)                       # (B, P, D)
+        return torch.cat([prompt, x], dim=1)                                           # (B, P+T, D)
+
+
+@dataclass
+class Prompt(Delta):
+    family: ClassVar[str] = "addition"
+    identity: ClassVar[bool] = False
+    lr: ClassVar[float] = 0.1        # the paper: 0.3, with Adafactor; a few vectors have to move far
+    lr_real: ClassVar[float] = 0.03  # real embeddings are smaller, and so are the steps to take
+    length: int = setting(8, "P, how many soft words; the paper's 100 would be longer than our texts")
+    init: str = setting("vocab", "start from any words (vocab), from the label words (labels), or random")
+    words: str = setting("", "the label words' token ids, with commas between, for init=labels")
+
+    def __post_init__(self):
+        if self.init not in ("vocab", "labels", "random"):
+            raise ValueError(f"init={self.init!r}: choose vocab, labels or random")
+        if self.length < 1:
+            raise ValueError(f"length={self.length}: choose 1 or more")
+
+    def attach(self, model):
+        if self.init == "labels" and not self.words:
+            raise ValueError("init='labels' needs words, the token ids of the label words, such as '12,7'")
+        table = model.tokens.weight.detach().float()                                   # (V, D)
+        vectors = table[starting_words(self.words if self.init == "labels" else "", self.length, table)]
+        if self.init == "random":
+            vectors = torch.randn_like(vectors) * table.std()
+        model.prompt = SoftPrompt(vectors)
+        return model
+
+    def formula(self, config):
+        return self.length * config.d_model
+
+    def merge(self, model):
+        raise ValueError("a prompt cannot be merged: it is P more words to read, not a change of a weight")
+
+
+def starting_words(words, length, table):
+    """Token ids to start from, (length,): those in `words` ("12,7"), then ids drawn from the whole table."""
+    ids = [int(word) for word in words.split(",") if word]
+    chosen = torch.tensor(ids, device=table.device, dtype=torch.long)
+    if any(not 0 <= word < len(table) for word in ids):
+        raise ValueError(f"words={words!r}: the vocabulary has the ids 0 to {len(table) - 1}")
+    drawn = torch.randint(len(table), (length,), device=table.device)
+    return torch.cat([chosen, drawn])[:length]
