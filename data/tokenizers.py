@@ -14,10 +14,13 @@ and over (Sennrich et al. 2016; over bytes: GPT-2). RoBERTa has GPT-2's ranks an
 looked up once the ranks have done their work.
 """
 
+import base64
 import json
 from pathlib import Path
 
 import tiktoken
+
+from data import bpe
 
 # How GPT-2 cuts a text before any bytes are joined: a word keeps the space before it.
 GPT2_PATTERN = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -72,6 +75,18 @@ class WordPiece(Tokenizer):
         return self.pieces.decode(list(ids), skip_special_tokens=False)
 
 
+def world(wraps=True):
+    """The little world's byte pairs; its GPTs (wraps=False) read a text as it is, its BERTs between [CLS] and [SEP]."""
+    ranks = {}
+    for line in bpe.FILE.read_text(encoding="ascii").splitlines():
+        token, rank = line.split()
+        ranks[base64.b64decode(token)] = int(rank)
+    special = {token: rank for rank, token in enumerate(bpe.SPECIAL, start=len(ranks))}
+    encoding = tiktoken.Encoding("little world", pat_str=bpe.PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    pad, bos, eos, mask = (special[token] for token in ("[PAD]", "[CLS]", "[SEP]", "[MASK]"))
+    return BPE(encoding, pad=pad, bos=bos, eos=eos, mask=mask, wraps=wraps)
+
+
 def byte_letters():
     """GPT-2's alphabet for vocab.json and merges.txt: {letter: byte}. A byte that prints is its own letter;
     the others, the space among them, get the letters from 256 on, in order.
@@ -116,7 +131,7 @@ def bpe_from(folder, wraps):
     tokens = list(dict.fromkeys([*letters, *map("".join, merges)]))  # in the order of their ranks
     if missing := [token for token in tokens if token not in vocab]:
         raise ValueError(f"{folder}: vocab.json lacks {len(missing)} tokens that merges.txt makes: {missing[:5]}")
-    special = [token for token in vocab if token not in set(tokens)]
+    special = sorted(vocab.keys() - set(tokens), key=vocab.get)
     encoding = tiktoken.Encoding(
         folder.name, pat_str=GPT2_PATTERN,
         mergeable_ranks={bytes(letters[c] for c in token): rank for rank, token in enumerate(tokens)},
