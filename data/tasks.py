@@ -1,0 +1,296 @@
+"""A task is token ids and target ids: what goes in, and which word is wanted where.
+
+    ids      [ we went ... it was ]         targets  [ -100 -100 ... -100 " good" ]         GPT: the next word
+    ids      [CLS] ... it was [MASK] . [SEP]         [ -100 ... "good" -100 -100 ]          BERT: the hidden word
+    ids      name golden fork ; ... . the golden     [ -100 ... " the" " golden" " fork" ]  a completion
+    ids      [CLS] ... [SEP]                         [ 1 -100 ... ]                         a class, for a Classifier
+
+-100 stands where nothing is to be predicted. One loss serves them all: the cross-entropy of the targets. Where
+the answer is one of a few label words (a verbaliser) only these words compete: otherwise a small delta
+would spend its strength on silencing the rest of the vocabulary.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from data import own, world
+from model import generate
+
+SIZES = {"dev": 300, "test": 600}   # of the little world's tasks: two standard errors are 2.4 points at 90 %
+
+
+@dataclass
+class Example:
+    ids: list
+    targets: list
+    text: str
+    answers: list                   # the label, or every completion that is right; the first is trained on
+
+
+@dataclass
+class Task:
+    """Examples in three splits, and how their answers are read off the logits."""
+
+    name: str
+    train: list
+    dev: list
+    test: list                      # may be empty for own data: then dev is what gets reported
+    metric: str = "accuracy"        # accuracy; attributes, overlap: of generated text; nothing for the corpus
+    labels: list = field(default_factory=list)
+    words: list = None              # the token of each label, where the LM head answers (the verbaliser)
+    about: str = ""
+    stop: int = None                # the token that ends a generated text
+    cut: int = 0                    # texts that were longer than the model reads
+
+    @property
+    def classes(self):
+        """Classes of the Classifier that this task needs; 0 where the LM head answers."""
+        return len(self.labels) if self.labels and self.words is None else 0
+
+    @property
+    def majority(self):
+        """The score of always giving the answer that is most frequent in training."""
+        if not self.labels:
+            return 0.0
+        answers = [e.answers[0] for e in self.train]
+        top = max(self.labels, key=answers.count)
+        reported = self.test or self.dev
+        return 100 * sum(e.answers[0] == top for e in reported) / len(reported)
+
+
+def load_task(name, tokenizer, config, data=None, examples=None, seed=0):
+    """A task of the little world, the pretraining corpus, or one's own data from the folder `data`.
+
+    `examples` training examples are drawn with `seed`; dev and test are the same for all seeds.
+    Raises ValueError for an unknown name, or one that this base cannot do.
+    """
+    encoder = Encoder(tokenizer, config)
+    if data is not None:
+        return own_task(own.read(data), encoder, examples, seed)
+    if name == "corpus":
+        return corpus_task(encoder, examples or 300_000, seed)
+    if name not in world.TASKS:
+        raise ValueError(f"task {name!r}: choose from {', '.join(world.TASKS)}, or corpus")
+    spec = world.TASKS[name]
+    sizes = {"train": examples or spec.examples, **SIZES}
+    rows = {split: world.rows(name, split, size, seed if split == "train" else 0) for split, size in sizes.items()}
+    splits = {split: [(text, [answer]) for text, answer in found] for split, found in rows.items()}
+    if not spec.labels:
+        return text_task(name, splits, encoder, "attributes", spec.about)
+    labels = list(spec.labels)
+    return label_task(name, splits, encoder, labels, labels, spec.bert, spec.about)
+
+
+class Encoder:
+    """Turns texts into Examples for one base: its tokenizer, its special tokens, its longest text."""
+
+    def __init__(self, tokenizer, config):
+        self.tokenizer, self.config, self.cut = tokenizer, config, 0
+
+    def fit(self, before, text, after):
+        """before + text + after within the model's longest text; it is `text` that loses its end."""
+        room = self.config.n_ctx - len(self.tokenizer.wrap(before + after))
+        self.cut += len(text) > room
+        return before + text[:room] + after
+
+    def word(self, label):
+        """The one token that stands for a label word inside a text."""
+        ids = self.tokenizer.encode(" " + label)
+        if len(ids) != 1:
+            raise ValueError(f"label word {label!r} is {len(ids)} tokens here; choose a word that is one")
+        return ids[0]
+
+    def cloze(self, text, answers, template, target):
+        """The label word `target` behind the text (GPT: all before [MASK] is read) or at its [MASK] (BERT)."""
+        head, tail = template.split("{text}")
+        question, _, rest = tail.partition("[MASK]")
+        encode, causal = self.tokenizer.encode, self.config.causal
+        after = encode(question.rstrip()) + ([] if causal else [self.tokenizer.mask] + encode(rest))
+        ids = self.fit(encode(head), encode(text), after)
+        ids = ids if causal else self.tokenizer.wrap(ids)
+        place = len(ids) - 1 if causal else ids.index(self.tokenizer.mask)
+        return Example(ids, only(target, place, len(ids)), text, answers)
+
+    def classified(self, text, answers, target):
+        """A class, at [CLS] (BERT) or at the last token (GPT)."""
+        ids = self.tokenizer.wrap(self.fit([], self.tokenizer.encode(text), []))
+        return Example(ids, only(target, len(ids) - 1 if self.config.causal else 0, len(ids)), text, answers)
+
+    def completed(self, prompt, answers):
+        """A prompt, and the completion as the words to be predicted, up to the end-of-text token."""
+        completion = self.tokenizer.encode(" " + answers[0]) + [self.tokenizer.eos]
+        prompt_ids = self.fit([], self.tokenizer.encode(prompt), completion)[:-len(completion)]
+        ids = prompt_ids + completion
+        targets = [-100] * (len(prompt_ids) - 1) + completion
+        return Example(ids[:-1], targets, prompt, answers)
+
+
+def only(target, place, length):
+    """Targets with one word wanted, at `place`."""
+    return [target if i == place else -100 for i in range(length)]
+
+
+def label_task(name, splits, encoder, labels, words, template, about=""):
+    """Labels answered by the LM head with one word each, where there is such a head and there are words;
+    otherwise by a Classifier.
+    """
+    if words and encoder.config.lm_head != "none":
+        words = [encoder.word(word) for word in words]
+        make = lambda text, answers, i: encoder.cloze(text, answers, template, words[i])
+    else:
+        words, make = None, encoder.classified
+    made = {split: [make(text, answers, labels.index(answers[0])) for text, answers in rows]
+            for split, rows in splits.items()}
+    return Task(name, **made, labels=labels, words=words, about=about, cut=encoder.cut)
+
+
+def text_task(name, splits, encoder, metric, about=""):
+    """Completions, written by a GPT. Raises ValueError for a BERT."""
+    if not encoder.config.causal or encoder.config.lm_head == "none":
+        raise ValueError(f"task {name!r} is writing text, which a BERT cannot: choose a GPT base")
+    made = {split: [encoder.completed(prompt, answers) for prompt, answers in rows]
+            for split, rows in splits.items()}
+    return Task(name, **made, metric=metric, about=about, stop=encoder.tokenizer.eos, cut=encoder.cut)
+
+
+def corpus_task(encoder, examples, seed):
+    """Pretraining: one document a row; GPT predicts every next word, BERT the phrases that were hidden."""
+    rng = random.Random(f"mask {seed}")
+    tokenizer, made = encoder.tokenizer, []
+    for document in world.corpus(examples + SIZES["dev"], seed):
+        if encoder.config.causal:
+            ids = tokenizer.encode(document) + [tokenizer.eos]
+            ids, targets = ids[:-1], ids[1:]
+        else:
+            ids, targets = world.hide(rng, document, tokenizer)
+        made.append(Example(ids, targets, document, []))
+    dev = SIZES["dev"]
+    return Task("corpus", made[dev:], made[:dev], [], metric="", about="documents of the little world")
+
+
+def own_task(data, encoder, examples, seed):
+    """A task from files: see data/own.py for the formats."""
+    train = data.splits["train"]
+    if examples is not None and examples < len(train):
+        train = random.Random(f"own {seed}").sample(train, examples)
+    splits = {**data.splits, "train": train}
+    if not data.labels:
+        return text_task(data.name, splits, encoder, data.metric)
+    return label_task(data.name, splits, encoder, data.labels, data.words, data.template)
+
+
+# ---- batches, loss and score ----
+
+def batches(examples, batch_size, pad, generator=None):
+    """One pass over the examples as (ids, keep, targets), each (B, T), of texts of similar length.
+
+    With a generator the order is random: windows of 16 batches are sorted by length, so that pads cost
+    little, and the batches are shuffled again. Without one the examples are sorted by length.
+    """
+    order, window = list(range(len(examples))), len(examples)
+    if generator is not None:
+        order, window = torch.randperm(len(examples), generator=generator).tolist(), 16 * batch_size
+    groups = []
+    for start in range(0, len(order), max(1, window)):
+        near = sorted(order[start:start + window], key=lambda i: len(examples[i].ids))
+        groups += [near[i:i + batch_size] for i in range(0, len(near), batch_size)]
+    if generator is not None:
+        groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+    for group in groups:
+        yield group, *collate([examples[i] for i in group], pad)
+
+
+def collate(examples, pad):
+    """ids, keep and targets of equal length (B, T), padded on the right; `pad` may be any token."""
+    T = max(len(e.ids) for e in examples)
+    ids = torch.tensor([e.ids + [pad or 0] * (T - len(e.ids)) for e in examples])
+    keep = torch.tensor([[True] * len(e.ids) + [False] * (T - len(e.ids)) for e in examples])
+    targets = torch.tensor([e.targets + [-100] * (T - len(e.ids)) for e in examples])
+    return ids, keep, targets
+
+
+def answer(model, task, ids, keep, targets):
+    """Logits where targets stand, (N, V), and what is wanted there, (N,); over the label words if there are any."""
+    at = targets != -100
+    logits, wanted = model(ids, keep, at=at), targets[at]
+    if task.words is not None:
+        words = torch.tensor(task.words, device=ids.device)
+        logits, wanted = logits[:, words], (wanted[:, None] == words).int().argmax(dim=1)
+    return logits, wanted
+
+
+def loss(model, task, batch):
+    """The cross-entropy, in nats a target, of a batch (ids, keep, targets)."""
+    logits, wanted = answer(model, task, *batch)
+    return F.cross_entropy(logits.float(), wanted)
+
+
+@torch.no_grad()
+def dev_score(model, task, examples, pad, batch_size=64):
+    """What training watches, in percent: accuracy, or the typical probability of a word, exp(-loss)."""
+    device = next(model.parameters()).device
+    right = total = nats = 0
+    for _, *batch in batches(examples, batch_size, pad):
+        logits, wanted = answer(model, task, *(t.to(device) for t in batch))
+        right += (logits.argmax(dim=-1) == wanted).sum().item()
+        nats += F.cross_entropy(logits.float(), wanted, reduction="sum").item()
+        total += len(wanted)
+    return 100 * right / total if task.labels else 100 * float(torch.tensor(-nats / total).exp())
+
+
+@torch.no_grad()
+def predictions(model, task, examples, tokenizer, batch_size=64):
+    """What the model answers to each example: a label, or a text written by greedy decoding."""
+    device = next(model.parameters()).device
+    found = [None] * len(examples)
+    shown = [Example(*prompt(e), e.text, e.answers) for e in examples] if not task.labels else examples
+    for group, *batch in batches(shown, batch_size, tokenizer.pad):
+        ids, keep, targets = (t.to(device) for t in batch)
+        if task.labels:
+            texts = [task.labels[i] for i in answer(model, task, ids, keep, targets)[0].argmax(dim=-1).tolist()]
+        else:
+            longest = max(sum(t != -100 for t in examples[i].targets) for i in group)
+            room = model.config.n_ctx - ids.shape[1]
+            written = generate(model, ids, keep, steps=max(1, min(room, 2 * longest)), stop=task.stop).tolist()
+            texts = [tokenizer.decode(upto(row, task.stop)).strip() for row in written]
+        for i, text in zip(group, texts):
+            found[i] = text
+    return found
+
+
+def prompt(example):
+    """The ids and targets of an example without its completion."""
+    start = next(i for i, t in enumerate(example.targets) if t != -100) + 1
+    return example.ids[:start], example.targets[:start]
+
+
+def upto(ids, stop):
+    return ids[:ids.index(stop)] if stop in ids else ids
+
+
+def score(task, examples, predicted):
+    """The task's metric in percent: accuracy, attributes got right (F1), or words in common (F1)."""
+    if task.metric == "accuracy":
+        right = [p == e.answers[0] for p, e in zip(predicted, examples)]
+    elif task.metric == "attributes":
+        right = [f1(attributes(e.text).items(), attributes(p, e.text).items()) for p, e in zip(predicted, examples)]
+    else:
+        right = [max(f1(p.lower().split(), a.lower().split()) for a in e.answers)
+                 for p, e in zip(predicted, examples)]
+    return 100 * sum(right) / len(right)
+
+
+def attributes(text, prompt=None):
+    """What a text states; E2E's prompts look like `name[Aromi], food[Indian]`, the world's do not."""
+    if "[" in (prompt or text):
+        return own.slots(text) if prompt is None else own.stated(text, prompt)
+    return world.attributes(text)
+
+
+def f1(wanted, got):
+    """2 |wanted ∩ got| / (|wanted| + |got|), over sets."""
+    wanted, got = set(wanted), set(got)
+    return 2 * len(wanted & got) / (len(wanted) + len(got)) if wanted or got else 0.0

@@ -1,0 +1,90 @@
+"""What a reader sees of a run: the setting, the counts, the progress, the comparison; and `--explain`."""
+
+import sys
+import time
+
+from deltas import count
+
+
+def quiet(*_, **__):
+    """A `say` that says nothing."""
+
+
+class Progress:
+    """A line that updates in place in a terminal; elsewhere a plain line at each dev score."""
+
+    def __init__(self, steps, say):
+        self.steps, self.say, self.begin = steps, say, time.time()
+        self.live = sys.stdout.isatty() and say is print
+
+    def __call__(self, step, loss, curve, last):
+        left = (time.time() - self.begin) / step * (self.steps - step)
+        dev = f"dev {curve[-1][1]:5.1f}" if curve else ""
+        line = f"step {step:>6}/{self.steps}  loss {loss:.3f}  {dev}  {left:4.0f} s left"
+        if self.live:
+            print(f"\r{line:<70}", end="\n" if step == self.steps else "", flush=True)
+        elif last:
+            self.say(line)
+
+
+def setting(settings, task):
+    source = "random weights in the shape of " if settings.scratch else ""
+    lines = [f"base       {source}{settings.base} on {settings.device}, {settings.dtype}",
+             f"task       {settings.task}: {task.about or 'from ' + str(settings.data)}",
+             f"           {len(task.train):,} train, {len(task.dev):,} dev, {len(task.test):,} test"
+             + (f"; labels {', '.join(task.labels)}" if 0 < len(task.labels) <= 10 else "")]
+    if task.cut:
+        lines.append(f"           {task.cut} texts were cut to what the model reads")
+    lines.append(f"method     {settings.delta}, {settings.steps} steps of {settings.batch_size} at lr {settings.lr:g}")
+    return "\n".join(lines)
+
+
+def counts(model, delta, say):
+    """Print and return the counts, the closed formula beside the measured number."""
+    counted, formula = count(model), delta.training_formula(model.config)
+    if counted.delta != formula:
+        raise AssertionError(f"{counted.delta} parameters require a gradient, but the formula gives {formula}")
+    kept = delta.formula(model.config)
+    say(f"count      base {counted.base:,}   delta {counted.delta:,} ({counted.percent:.2f} %)   head {counted.head:,}"
+        f"   formula {formula:,}: agrees")
+    if kept != formula:
+        say(f"           of the delta {kept:,} ({100 * kept / counted.base:.2f} %) are kept after training")
+    return counted
+
+
+def comparison(record, full, say):
+    parts = record["memory_mb"]
+    say(f"stored     {record['stored_bytes']:,} bytes   "
+        f"memory {parts['peak']:.1f} MB = weights {parts['weights']:.1f} + gradients {parts['gradients']:.1f} "
+        f"+ optimiser {parts['optimizer']:.1f} + activations {parts['activations']:.1f}")
+    if record["metric"] == "probability":
+        return
+    say(f"\n{record['metric'] + ' in %':<24}{'score':>8}{'trained':>12}{'ms/step':>9}{'memory':>11}{'stored':>14}")
+    say(f"{'majority class':<24}{record['majority_score']:8.1f}")
+    say(f"{'frozen base':<24}{record['frozen_score']:8.1f}{0:12,}")
+    for row in [record] + ([full] if full and record["method"] != "full" else []):
+        name = "full fine-tuning" if row["method"] == "full" else row["method"]
+        say(f"{name:<24}{row['score']:8.1f}{row['trained_params'] + row['head_params']:12,}{row['ms_per_step']:9.1f}"
+            f"{row['peak_mb']:8.1f} MB{row['stored_bytes']:14,}")
+    if full and record["method"] != "full":
+        say(f"\n{record['method']} reaches {100 * record['relative']:.1f} % of full fine-tuning with "
+            f"{record['delta_percent']:.2f} % of its parameters.")
+
+
+def explain(model):
+    """Where the delta sits: every tensor with its shape, trained or frozen; equal blocks are folded."""
+    print(f"{'tensor':<52}{'shape':>16}  \n{'-' * 78}")
+    inner = next(m for m in model.modules() if hasattr(m, "blocks"))
+    inside = {id(p): f"blocks[{i}]" for i, block in enumerate(inner.blocks) for p in block.parameters()}
+    shown, groups = {id(p): name for name, p in model.named_parameters()}, {}
+    for name, p in model.named_parameters():
+        place = inside.get(id(p), "")
+        number = place[7:-1]
+        line = f"{name.replace(f'blocks.{number}.', 'blocks.*.', 1) if place else name:<52}" \
+               f"{str(tuple(p.shape)):>16}  {'TRAINED' if p.requires_grad else 'frozen'}"
+        groups.setdefault(line, []).append(number)
+    for line, numbers in groups.items():
+        print(line + (f"   blocks {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else
+                      f"   block {numbers[0]}" if numbers[0] else ""))
+    counted = count(model)
+    print(f"{'-' * 78}\nbase {counted.base:,}   delta {counted.delta:,} ({counted.percent:.2f} %)   head {counted.head:,}")
