@@ -272,7 +272,7 @@ def blocks_of(model):
 
 def run_once(settings, out, full=None, say=print):
     """The record of `settings`: from results.jsonl if it is there, else run now and appended."""
-    known = results.find(out, settings)
+    known = results.find(out, settings.key)
     if known is None:
         known = run(settings, Path(out), say)
         if full is not None:
@@ -283,27 +283,41 @@ def run_once(settings, out, full=None, say=print):
 
 # ---- the command line ----
 
-def common_options(parser):
-    """The options that all techniques share."""
-    def option(name, help, **kw):
-        names = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
-        parser.add_argument(*names, help=help, **kw)
-    option("base", f"{', '.join(SHAPES)}, or a folder with a GPT-2, BERT or RoBERTa checkpoint [gpt-s]", default="gpt-s")
-    option("task", f"{', '.join(world.TASKS)}, or corpus to pretrain [rating]", default="rating")
-    option("data", "a folder with your own train.tsv and dev.tsv (or .jsonl, or E2E's .csv)", metavar="DIR")
-    option("examples", "number of training examples [the task's own]", type=positive)
-    option("steps", "training steps [300; for a checkpoint three epochs]", type=positive)
-    option("epochs", "passes over the training examples, instead of --steps", type=float)
-    option("batch_size", "examples in a step [32]", type=positive, default=32)
-    option("lr", "learning rate [the technique's own]", type=float)
-    option("seed", "draws the examples, their order and what is random in the delta [0]", type=int, default=0)
-    option("dtype", "bfloat16: frozen weights and arithmetic in bfloat16, the delta in float32 [float32]",
-           choices=("float32", "bfloat16"), default="float32")
-    option("device", "cpu or cuda [cuda if there is one]", default="cuda" if torch.cuda.is_available() else "cpu")
-    option("out", "folder for results.jsonl and the saved deltas [out]", default="out", metavar="DIR")
-    option("scratch", "start from random weights in the base's shape", action="store_true")
-    option("no_baseline", "leave out the comparison with full fine-tuning", action="store_true")
-    option("explain", "print where the delta sits in the model, and exit", action="store_true")
+def choices():
+    """{option: (help, how argparse reads it)} of what decides a run's result; the names are Settings' fields."""
+    return {
+        "base": (f"{', '.join(SHAPES)}, or a folder with a GPT-2, BERT or RoBERTa checkpoint [gpt-s]", {}),
+        "task": (f"{', '.join(world.TASKS)}, or corpus to pretrain [rating]", {}),
+        "data": ("a folder with your own train.tsv and dev.tsv (or .jsonl, or E2E's .csv)", {"metavar": "DIR"}),
+        "examples": ("number of training examples [the task's own]", {"type": positive}),
+        "steps": ("training steps [300; for a checkpoint three epochs]", {"type": positive}),
+        "epochs": ("passes over the training examples, instead of --steps", {"type": float}),
+        "batch_size": ("examples in a step [32]", {"type": positive}),
+        "lr": ("learning rate [the technique's own]", {"type": float}),
+        "seed": ("draws the examples, their order and what is random in the delta [0]", {"type": int}),
+        "dtype": ("bfloat16: frozen weights and arithmetic in bfloat16, the delta in float32 [float32]",
+                  {"choices": ("float32", "bfloat16")}),
+        "device": ("cpu or cuda [cuda if there is one]", {"choices": ("cpu", "cuda")}),
+        "scratch": ("start from random weights in the base's shape", {"action": "store_true", "default": None}),
+    }
+
+
+def add_options(parser, without=()):
+    """Give a parser the options of `choices`; each is None unless it was named."""
+    for name, (help, kw) in choices().items():
+        if name not in without:
+            parser.add_argument(*spellings(name), help=help, **kw)
+
+
+def spellings(name):
+    """--batch_size and --batch-size."""
+    return dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+
+
+def chosen(args):
+    """{field of Settings: value} of the options that were named."""
+    found = {name: getattr(args, name, None) for name in choices()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def positive(text):
@@ -323,17 +337,20 @@ def arguments(argv=None):
                "examples:\n  python train.py --method bitfit\n  python train.py --method lora --rank 4 --explain")
     parser.add_argument("--method", choices=kinds, metavar="NAME", required="-h" not in (argv or sys.argv)
                         and "--help" not in (argv or sys.argv), help=", ".join(kinds))
-    common_options(parser)
-    chosen, _ = parser.parse_known_args(argv)
+    add_options(parser)
+    parser.add_argument("--out", default="out", metavar="DIR", help="folder for results.jsonl and the deltas [out]")
+    parser.add_argument(*spellings("no_baseline"), action="store_true", help="leave out full fine-tuning")
+    parser.add_argument("--explain", action="store_true", help="print where the delta sits, and exit")
+    known, _ = parser.parse_known_args(argv)
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
-    if chosen.method:
-        kind = kinds[chosen.method]
+    if known.method:
+        kind = kinds[known.method]
         parser.description = sys.modules[kind.__module__].__doc__
         parser.epilog = None
-        group = parser.add_argument_group(f"options of {chosen.method}")
+        group = parser.add_argument_group(f"options of {known.method}")
         for f in fields(kind):
             kw = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
-            group.add_argument(*dict.fromkeys([f"--{f.name}", f"--{f.name.replace('_', '-')}"]), default=f.default,
+            group.add_argument(*spellings(f.name), default=f.default,
                                help=f"{f.metadata['help']} [{f.default}]", **kw)
     return parser, parser.parse_args(argv), kinds
 
@@ -344,7 +361,7 @@ def first_line(kind):
 
 def settings_from(args, kind):
     delta = kind(**{f.name: getattr(args, f.name) for f in fields(kind)})
-    return Settings(delta, **{f.name: getattr(args, f.name) for f in fields(Settings) if f.name != "delta"})
+    return Settings(delta, **chosen(args))
 
 
 def main():
@@ -354,7 +371,7 @@ def main():
         if args.explain:
             return report.explain(attach(settings.delta, prepare(settings)[0]))
         full = None
-        if not args.no_baseline and args.method != "full" and args.task != "corpus":
+        if not args.no_baseline and args.method != "full" and settings.task != "corpus":
             full = baseline(settings, args.out)
         record = run(settings, Path(args.out))
         if full is not None:
@@ -373,7 +390,7 @@ def baseline(settings, out):
     """Full fine-tuning of the same base on the same data with the same seed."""
     same = {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name not in ("delta", "lr")}
     wanted = Settings(methods()["full"](), **same)
-    known = results.find(out, wanted)
+    known = results.find(out, wanted.key)
     if known is None:
         print("-- full fine-tuning, to compare with --")
         known = run_once(wanted, out)

@@ -37,11 +37,11 @@ def append(out, record):
         os.fsync(file.fileno())
 
 
-def find(out, settings):
-    """The record of an earlier run with the same settings (a `steps` of None matches any), or None."""
-    wanted = {k: v for k, v in settings.key.items() if not (k == "steps" and v is None)}
+def find(out, key):
+    """The newest record with these settings (None for `steps` stands for any number), or None."""
+    wanted = {name: value for name, value in key.items() if not (name == "steps" and value is None)}
     for record in reversed(read(out)):
-        if all(record["settings"].get(k, "absent") == v for k, v in wanted.items()) and \
-                len(record["settings"]) == len(settings.key):
+        same = record["settings"].keys() == key.keys()
+        if same and all(record["settings"][name] == value for name, value in wanted.items()):
             return record
     return None

@@ -1,0 +1,35 @@
+"""Asks what training was worth.
+
+    python eval.py score out/lora-gpt-s-rating-....pt    score a saved delta, show what it answers
+    python eval.py compare                                all techniques against full fine-tuning, in one table
+    python eval.py d90                                    the smallest subspace that reaches 90 % of full fine-tuning
+    python eval.py prompts                                prompting without training: written by hand, then searched
+    python eval.py lowdata                                prefix against full fine-tuning with 20 to 500 examples
+    python eval.py costs                                  parameters, memory, FLOPs and storage, up to GPT-3 175B
+    python eval.py claims                                 the survey's 44 claims, each with its number
+
+Each has a --help of its own and a room of its own in lab/.
+"""
+
+import sys
+from importlib import import_module
+
+ROOMS = ("score", "compare", "d90", "prompts", "lowdata", "costs", "claims")
+
+
+def main(argv):
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+    elif argv[0] not in ROOMS:
+        raise SystemExit(f"eval.py: {argv[0]!r} is none of {', '.join(ROOMS)}")
+    else:
+        import_module(f"lab.{argv[0]}").main(argv[1:])
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise SystemExit(f"eval.py: {error}")
+    except KeyboardInterrupt:
+        raise SystemExit("\ninterrupted; finished runs are kept, and the same command goes on from there")

@@ -1,0 +1,79 @@
+"""A linear probe: logistic regression on the frozen base's last state, where the answer is asked for.
+
+    p(label | text) = softmax(W h + b),    h (D,) the state at the target's place
+
+What the base knows already, read off with C (D + 1) numbers and without touching it. The strength of the L2
+penalty is chosen on dev.
+"""
+
+import torch
+import torch.nn.functional as F
+
+import train
+from data import tasks
+from deltas import methods
+from lab import results
+
+
+def run_once(out, seed=0, **choice):
+    """The record of a probe, from results.jsonl or measured now; the same fields as a run's where they apply."""
+    settings = train.Settings(methods()["full"](), seed=seed, **choice)
+    key = {name: value for name, value in settings.key.items() if name not in ("lr", "steps", "epochs")}
+    key["method"] = "probe"
+    known = results.find(out, key)
+    if known is None:
+        known = {"method": "probe", "settings": key} | probe(settings)
+        results.append(out, known)
+    return known
+
+
+def probe(settings):
+    torch.manual_seed(settings.seed)
+    model, tokenizer, task = train.prepare(settings)
+    train_x, train_y = states(model, task, task.train, tokenizer.pad)
+    centre, scale = train_x.mean(0), train_x.std(0) + 1e-6
+    best = None
+    for penalty in (1e-4, 1e-3, 1e-2, 1e-1):
+        layer = fit((train_x - centre) / scale, train_y, len(task.labels), penalty)
+        dev = accuracy(layer, model, task, task.dev, tokenizer.pad, centre, scale)
+        if best is None or dev > best[0]:
+            best = dev, layer
+    score = accuracy(best[1], model, task, task.test or task.dev, tokenizer.pad, centre, scale)
+    return {"score": score, "dev_score": best[0], "delta_params": sum(p.numel() for p in best[1].parameters())}
+
+
+@torch.no_grad()
+def states(model, task, examples, pad):
+    """(N, D) states where targets stand, and (N,) the number of the right label."""
+    head, model.head = model.head, torch.nn.Identity()
+    found = []
+    for _, ids, keep, targets in tasks.batches(examples, 64, pad):
+        at = targets != -100
+        wanted = targets[at]
+        if task.words is not None:
+            wanted = (wanted[:, None] == torch.tensor(task.words)).int().argmax(dim=1)
+        device = next(model.parameters()).device
+        found.append((model(ids.to(device), keep.to(device), at=at.to(device)).cpu(), wanted))
+    model.head = head
+    return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+
+
+def fit(x, y, classes, penalty):
+    layer = torch.nn.Linear(x.shape[1], classes)
+    torch.nn.init.zeros_(layer.weight)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(layer(x), y) + penalty * layer.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return layer
+
+
+@torch.no_grad()
+def accuracy(layer, model, task, examples, pad, centre, scale):
+    x, y = states(model, task, examples, pad)
+    return 100 * (layer((x - centre) / scale).argmax(dim=1) == y).float().mean().item()
