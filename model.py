@@ -256,7 +256,8 @@ def visible(keep, queries, keys, causal):
     mask = F.pad(keep, (keys - keep.shape[1], 0), value=True)[:, None, None, :]        # (B, 1, 1, S)
     if causal:
         triangle = torch.ones(keys, keys, dtype=torch.bool, device=keep.device).tril()
-        mask = mask & triangle[-queries:]                                              # (B, 1, T, S)
+        itself = torch.eye(keys, dtype=torch.bool, device=keep.device)  # a pad left of the text: not NaN
+        mask = mask & triangle[-queries:] | itself[-queries:]                          # (B, 1, T, S)
     return mask
 
 

@@ -5,7 +5,7 @@
 
     encode(text) -> ids                  nothing is added, and no piece of a text ever becomes a special token
     decode(ids) -> text
-    wrap(ids)    -> [bos, *ids, eos]     where the family has it ([CLS] .. [SEP], <s> .. </s>); GPT: the ids as they are
+    wrap(ids)    -> [bos, *ids, eos]     [CLS] .. [SEP] (BERT), <s> .. </s> (RoBERTa), the ids alone (GPT)
     pad bos eos mask                     ids, None where the family has no such token
     vocab_size
 
@@ -24,8 +24,8 @@ from data import bpe
 
 # How GPT-2 cuts a text before any bytes are joined: a word keeps the space before it.
 GPT2_PATTERN = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-PLAIN_BPE = {None, "GPT2Tokenizer", "RobertaTokenizer"}  # what tokenizer_class may say ("Fast" or not)
-PLAIN_WORDPIECE = {None, "BertTokenizer"}
+PLAIN_BPE = ("GPT2Tokenizer", "RobertaTokenizer")
+PLAIN_WORDPIECE = ("BertTokenizer",)
 
 
 class Tokenizer:
@@ -40,7 +40,7 @@ class Tokenizer:
 
 
 class BPE(Tokenizer):
-    """A tiktoken.Encoding; `ids[rank]` is the id of the token with that rank, the rank itself if not given."""
+    """A tiktoken.Encoding; ids[rank] is the id of the token with that rank, the rank itself if not given."""
 
     def __init__(self, encoding, ids=None, **special):
         super().__init__(encoding.n_vocab, **special)
@@ -76,13 +76,13 @@ class WordPiece(Tokenizer):
 
 
 def world(wraps=True):
-    """The little world's byte pairs; its GPTs (wraps=False) read a text as it is, its BERTs between [CLS] and [SEP]."""
+    """The little world's. Its BERTs read a text between [CLS] and [SEP], its GPTs (wraps=False) as it is."""
     ranks = {}
     for line in bpe.FILE.read_text(encoding="ascii").splitlines():
         token, rank = line.split()
         ranks[base64.b64decode(token)] = int(rank)
     special = {token: rank for rank, token in enumerate(bpe.SPECIAL, start=len(ranks))}
-    encoding = tiktoken.Encoding("little world", pat_str=bpe.PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    encoding = tiktoken.Encoding("world", pat_str=bpe.PATTERN, mergeable_ranks=ranks, special_tokens=special)
     pad, bos, eos, mask = (special[token] for token in ("[PAD]", "[CLS]", "[SEP]", "[MASK]"))
     return BPE(encoding, pad=pad, bos=bos, eos=eos, mask=mask, wraps=wraps)
 
@@ -91,7 +91,7 @@ def byte_letters():
     """GPT-2's alphabet for vocab.json and merges.txt: {letter: byte}. A byte that prints is its own letter;
     the others, the space among them, get the letters from 256 on, in order.
     """
-    prints = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    prints = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in prints]
     return {chr(byte): byte for byte in prints} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
@@ -100,37 +100,26 @@ def read_json(path):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def tokenizer_settings(folder, plain):
-    """tokenizer_config.json and tokenizer.json as dicts, empty where absent; other classes are an error."""
+def read_settings(folder, plain):
+    """tokenizer_config.json and tokenizer.json, {} where absent.
+
+    Without the second the first must name one of the `plain` classes ("Fast" or not): their rules are known here.
+    """
     settings, whole = read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json")
-    name = settings.get("tokenizer_class")
-    if not whole and (name or "").removesuffix("Fast") not in {known or "" for known in plain}:
-        raise ValueError(f"{folder}: tokenizer_class={name!r}; this reader knows {sorted(filter(None, plain))}")
+    name = settings.get("tokenizer_class") or plain[0]
+    if not whole and name.removesuffix("Fast") not in plain:
+        raise ValueError(f"{folder}: tokenizer_class={name!r}; this reader knows {', '.join(plain)}")
     return settings, whole
 
 
 def bpe_from(folder, wraps):
-    """GPT-2's (wraps False) or RoBERTa's (True) tokenizer from vocab.json and merges.txt, or tokenizer.json."""
+    """GPT-2's (wraps=False) or RoBERTa's tokenizer, from vocab.json and merges.txt or tokenizer.json."""
     folder = Path(folder)
-    settings, whole = tokenizer_settings(folder, PLAIN_BPE)
-    if settings.get("add_prefix_space"):
-        raise ValueError(f"{folder}: add_prefix_space={settings['add_prefix_space']}; only false is supported")
-    if whole:
-        check_byte_level(folder, whole)
-    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        vocab = read_json(folder / "vocab.json")
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-        merges = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
-    elif whole:
-        vocab = whole["model"]["vocab"]
-        merges = [m.split(" ") if isinstance(m, str) else m for m in whole["model"]["merges"]]
-    else:
-        raise FileNotFoundError(f"{folder}: a GPT-2 or RoBERTa tokenizer is vocab.json and merges.txt")
-
+    vocab, merges = read_merges(folder)
     letters = byte_letters()
     tokens = list(dict.fromkeys([*letters, *map("".join, merges)]))  # in the order of their ranks
     if missing := [token for token in tokens if token not in vocab]:
-        raise ValueError(f"{folder}: vocab.json lacks {len(missing)} tokens that merges.txt makes: {missing[:5]}")
+        raise ValueError(f"{folder}: vocab.json lacks {len(missing)} tokens of merges.txt: {missing[:5]}")
     special = sorted(vocab.keys() - set(tokens), key=vocab.get)
     encoding = tiktoken.Encoding(
         folder.name, pat_str=GPT2_PATTERN,
@@ -143,28 +132,48 @@ def bpe_from(folder, wraps):
                bos=vocab.get(bos), eos=vocab.get(eos), mask=vocab.get("<mask>"))
 
 
+def read_merges(folder):
+    """vocab {token: id} and merges [(left, right), ...], both in GPT-2's letters for bytes."""
+    settings, whole = read_settings(folder, PLAIN_BPE)
+    if settings.get("add_prefix_space"):
+        raise ValueError(f"{folder}: add_prefix_space={settings['add_prefix_space']}; supported is false")
+    if whole:
+        check_byte_level(folder, whole)
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        return read_json(folder / "vocab.json"), merges
+    if whole:
+        merges = whole["model"]["merges"]  # pairs; in older files one string
+        return whole["model"]["vocab"], [m.split(" ") if isinstance(m, str) else m for m in merges]
+    raise FileNotFoundError(f"{folder}: no tokenizer; GPT-2's and RoBERTa's is vocab.json and merges.txt")
+
+
 def check_byte_level(folder, whole):
-    """tokenizer.json can hold any tokenizer; only GPT-2's way of cutting a text is the one above."""
+    """tokenizer.json can hold any tokenizer; this reader knows GPT-2's way of cutting a text."""
     cut = whole.get("pre_tokenizer") or {}
-    wanted = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    found = {"type": cut.get("type"), "add_prefix_space": cut.get("add_prefix_space"),
-             "use_regex": cut.get("use_regex", True)}
-    if whole["model"].get("type", "BPE") != "BPE" or found != wanted or whole.get("normalizer"):
-        raise ValueError(f"{folder}: tokenizer.json has model {whole['model'].get('type')!r}, pre_tokenizer {found}, "
-                         f"normalizer {whole.get('normalizer')}; only 'BPE', {wanted}, None is supported")
+    found = {
+        "model": whole["model"].get("type", "BPE"), "normalizer": whole.get("normalizer"),
+        "pre_tokenizer": cut.get("type"), "add_prefix_space": cut.get("add_prefix_space"),
+        "use_regex": cut.get("use_regex", True)}
+    wanted = {
+        "model": "BPE", "normalizer": None, "pre_tokenizer": "ByteLevel", "add_prefix_space": False,
+        "use_regex": True}
+    if wrong := {key: value for key, value in found.items() if value != wanted[key]}:
+        raise ValueError(f"{folder}: tokenizer.json has {wrong}; supported is {wanted}")
 
 
 def wordpiece_from(folder):
-    """BERT's tokenizer from tokenizer.json, or from vocab.txt with do_lower_case from tokenizer_config.json."""
+    """BERT's tokenizer from tokenizer.json, or from vocab.txt and tokenizer_config.json (do_lower_case)."""
     try:
         import tokenizers
     except ImportError:
         raise ImportError("BERT's WordPiece needs the package tokenizers: pip install tokenizers") from None
     folder = Path(folder)
-    settings, whole = tokenizer_settings(folder, PLAIN_WORDPIECE)
+    settings, whole = read_settings(folder, PLAIN_WORDPIECE)
     if whole:
         if whole["model"].get("type", "WordPiece") != "WordPiece":
-            raise ValueError(f"{folder}: tokenizer.json has model {whole['model']['type']!r}, not 'WordPiece'")
+            raise ValueError(f"{folder}: tokenizer.json has model {whole['model']['type']!r}, not WordPiece")
         return WordPiece(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
     if not (folder / "vocab.txt").exists():
         raise FileNotFoundError(f"{folder}: a BERT tokenizer is tokenizer.json or vocab.txt")
