@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CHUNK = 2**17      # numbers worked on at a time: half a megabyte in float32, so that it stays in a core's cache
+CHUNK = 2**17       # numbers worked on at a time: half a megabyte in float32, which stays in a core's cache
 CUDA_CHUNK = 2**24  # a GPU wants few large steps instead
-DRAW = 2**17       # numbers drawn at a time, on every device: another value would give another P
-AXIS = 32          # the largest Hadamard matrix that is written out
+DRAW = 2**17        # numbers drawn at a time, on every device: another value would give another P
+AXIS = 32           # the largest Hadamard matrix that is written out
 
 
 class Product(torch.autograd.Function):
@@ -60,7 +60,7 @@ def hadamard(x):
     """
     n = x.shape[-1]
     if n < 1 or n & (n - 1):
-        raise ValueError(f"a Hadamard transform needs a power of two, this axis has length {n}: pad it with zeros")
+        raise ValueError(f"a Hadamard transform needs a power of two, not an axis of length {n}: pad it")
     return Product.apply(x, transform, transform)
 
 
@@ -108,12 +108,22 @@ def next_pow2(n):
     return 1 << (n - 1).bit_length()
 
 
-def check(d, D):
-    if not 1 <= d <= D:
-        raise ValueError(f"a projection from d={d} to D={D} numbers: d must be at least 1 and at most D")
+class Projection(nn.Module):
+    """z (d,) -> P z (D,), given `times` and `transposed`. Raises ValueError unless 1 <= d <= D."""
+
+    def __init__(self, d, D, seed):
+        if not 1 <= d <= D:
+            raise ValueError(f"a projection from d={d} to D={D} numbers: d must be at least 1 and at most D")
+        super().__init__()
+        self.d, self.D, self.seed = d, D, seed
+
+    def forward(self, z):
+        if z.shape != (self.d,):
+            raise ValueError(f"this projection takes {self.d} numbers, not {tuple(z.shape)}")
+        return Product.apply(z, self.times, self.transposed)                           # (D,)
 
 
-class Fastfood(nn.Module):
+class Fastfood(Projection):
     """z (d,) -> P z (D,), float32 or float64, P as above; block b, with H the (n, n) Hadamard matrix, is
 
         H @ (G[b] * (H @ (B[b] * F.pad(z, (0, n - d))))[Pi[b]])        1 / √(D ΣG²) is multiplied into G
@@ -127,12 +137,12 @@ class Fastfood(nn.Module):
     """
 
     def __init__(self, d, D, seed=0, padded=False, device="cpu"):
-        check(d, D)
-        super().__init__()
-        self.d, self.D, self.seed, self.padded = d, D, seed, padded
+        super().__init__(d, D, seed)
+        self.padded = padded
         self.n = next_pow2(D if padded else d)
         shape = -(-D // self.n), self.n                                                # (blocks, n)
-        small = next(t for t in (torch.uint8, torch.int16, torch.int32) if self.n - 1 <= torch.iinfo(t).max)
+        integers = torch.uint8, torch.int16, torch.int32
+        small = next(kind for kind in integers if self.n - 1 <= torch.iinfo(kind).max)
         for name, dtype in (("B", torch.int8), ("Pi", small), ("G", torch.float32)):
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device=device), persistent=False)
         if self.G.device.type != "meta":
@@ -145,11 +155,6 @@ class Fastfood(nn.Module):
             Pi.copy_(keys.argsort(dim=-1, stable=True))
             numbers = torch.randn(G.shape, generator=random)
             G.copy_(numbers / (self.D * numbers.square().sum(dim=-1, keepdim=True)).sqrt())
-
-    def forward(self, z):
-        if z.shape != (self.d,):
-            raise ValueError(f"this projection takes {self.d} numbers, not a tensor of shape {tuple(z.shape)}")
-        return Product.apply(z, self.times, self.transposed)                           # (D,)
 
     def chunks(self, like):
         """B, Pi, G and three buffers of the same shape (r, n), a few blocks at a time."""
@@ -189,7 +194,7 @@ class Fastfood(nn.Module):
         return f"d={self.d}, D={self.D}, {form}: {len(self.B)} blocks of {self.n}, seed={self.seed}"
 
 
-class Dense(nn.Module):
+class Dense(Projection):
     """z (d,) -> P z (D,), P_ij ~ N(0, 1) / √D: the plain projection, which Fastfood replaces.
 
         torch.cat(list(self.rows())) @ z
@@ -201,9 +206,7 @@ class Dense(nn.Module):
     KEEP = 2**28  # a gigabyte in float32
 
     def __init__(self, d, D, seed=0, device="cpu"):
-        check(d, D)
-        super().__init__()
-        self.d, self.D, self.seed = d, D, seed
+        super().__init__(d, D, seed)
         self.register_buffer("P", None, persistent=False)
         if torch.device(device).type != "meta" and d * D <= self.KEEP:
             self.P = torch.cat(list(self.draw())).to(device)                           # (D, d)
@@ -216,11 +219,6 @@ class Dense(nn.Module):
     def rows(self):
         """P, a few rows (r, d) at a time."""
         return self.draw() if self.P is None else self.P.split(max(1, 8 * DRAW // self.d))
-
-    def forward(self, z):
-        if z.shape != (self.d,):
-            raise ValueError(f"this projection takes {self.d} numbers, not a tensor of shape {tuple(z.shape)}")
-        return Product.apply(z, self.times, self.transposed)                           # (D,)
 
     def times(self, z):
         out, start = z.new_empty(self.D), 0
