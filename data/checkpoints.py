@@ -40,7 +40,8 @@ READ = {
 # Settings of training, generation and bookkeeping: none of them changes what the model computes.
 NO_MATTER = re.compile(
     r"_.*|.*_token_id|.*drop.*|summary_.*|pooler_.*|output_.*|return_dict.*|gradient_checkpointing"
-    r"|torchscript|transformers_version|architectures|(torch_)?dtype|use_cache|initializer_.*|id2label|label2id"
+    r"|torchscript|transformers_version"
+    r"|architectures|(torch_)?dtype|use_cache|initializer_.*|id2label|label2id"
     r"|num_labels|problem_type|finetuning_task|task_specific_params|chunk_size_feed_forward|directionality"
     r"|language|tokenizer_class|n_ctx|n_special|predict_special_tokens|prefix|do_sample|(max|min)_length"
     r"|num_(beams|beam_groups|return_sequences)|temperature|top_[kp]|typical_p"

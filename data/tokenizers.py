@@ -103,7 +103,7 @@ def read_json(path):
 def read_settings(folder, plain):
     """tokenizer_config.json and tokenizer.json, {} where absent.
 
-    Without the second the first must name one of the `plain` classes ("Fast" or not): their rules are known here.
+    Without the second the first must name one of the `plain` classes, "Fast" or not: those are known here.
     """
     settings, whole = read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json")
     name = settings.get("tokenizer_class") or plain[0]

