@@ -20,7 +20,7 @@ Left out: dropout (a run here is short, and two equal commands must print equal 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -214,6 +214,7 @@ class Transformer(nn.Module):
 
     def classify(self, n_classes):
         """Replace the LM head by a new Classifier, on the device and in the precision of the model."""
+        self.config = replace(self.config, lm_head="none")
         old = self.tokens.weight
         self.head = Classifier(self.config, n_classes, self.pooler).to(old.device, old.dtype)
 
