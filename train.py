@@ -143,10 +143,15 @@ def precision(settings):
 
 
 def to_precision(model, dtype):
-    """Store what is frozen in `dtype`, since it is never updated; return its fingerprint."""
+    """Store what is frozen in `dtype`, since it is never updated; return its fingerprint.
+
+    The LayerNorms stay as they are: they are small, and PyTorch wants gain and bias in one precision.
+    """
     still = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    norms = {id(p) for m in model.modules() if isinstance(m, torch.nn.LayerNorm) for p in m.parameters()}
     for p in still.values():
-        p.data = p.data.to(getattr(torch, dtype))
+        if id(p) not in norms:
+            p.data = p.data.to(getattr(torch, dtype))
     return fingerprint(still)
 
 
