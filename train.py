@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 START = time.time()  # before torch is imported, so that `seconds` is what a user waits
@@ -30,6 +30,7 @@ from data import tasks, world
 from data.bases import SHAPES, load_base
 from deltas import Delta, attach, count, fingerprint, methods, save, trainable
 from lab import report, results
+from model import Block
 
 
 @dataclass
@@ -87,19 +88,19 @@ def run(settings, out, say=print):
     reported = task.test or task.dev
     frozen = test_score(model, task, reported, tokenizer, settings) if task.metric else 0.0
     before = outputs(model, probe)
-    model = attach(settings.delta, model)
+    model = attach(with_words(settings.delta, task), model)
     check_start(model, before, outputs(model, probe), say)
-    counted = report.counts(model, settings.delta, say)
+    counted = report.counts(model, model.delta, say)
 
     frozen_before = to_precision(model, settings.dtype)
     start = {name: p.detach().clone() for name, p in trainable(model).items()}
     memory = memory_of_a_step(model, task, tokenizer.pad, settings)
     curve, ms_per_step = train(model, task, tokenizer.pad, settings, say)
     check_end(model, start, frozen_before, say)
-    settings.delta.finish(model)
+    model.delta.finish(model)
     stored = count(model)
-    if stored.delta != settings.delta.formula(model.config):
-        raise AssertionError(f"{stored.delta} parameters, but the formula says {settings.delta.formula(model.config)}")
+    if stored.delta != (formula := model.delta.formula(model.config)):
+        raise AssertionError(f"{stored.delta} parameters are left, but the formula gives {formula}")
     score = test_score(model, task, reported, tokenizer, settings) if task.metric else max(s for _, s in curve)
     size = save(out / settings.file, model, **settings.key, score=score)
     record = {
@@ -125,6 +126,15 @@ def prepare(settings):
     if task.classes:
         model.classify(task.classes)
     return model.to(settings.device).eval(), tokenizer, task
+
+
+def with_words(delta, task):
+    """A delta that starts from the label words is told which tokens these are."""
+    if getattr(delta, "init", None) != "labels" or delta.words:
+        return delta
+    if not task.words:
+        raise ValueError("init=labels needs a task with label words")
+    return replace(delta, words=",".join(map(str, task.words)))
 
 
 def steps_for(settings, task):
@@ -158,8 +168,8 @@ def to_precision(model, dtype):
 def train(model, task, pad, settings, say):
     """The one training loop: AdamW, 6 % warm-up, linear decay, gradient norm clipped at 1.
 
-    Dev is scored at 15 points on the way, and the delta that did best there is what remains: dev picks the
-    step, test never does. Returns the curve [(step, dev score)] and the milliseconds of a step.
+    Dev is scored at 15 points on the way (6 for a checkpoint, where that takes long), and the delta that did
+    best there is what remains: dev picks the step, test never does. Returns the curve [(step, dev score)] and the milliseconds of a step.
     """
     parameters = trainable(model)
     # No weight decay: it would pull a base's weights towards zero, not towards where they started.
@@ -169,7 +179,8 @@ def train(model, task, pad, settings, say):
         (step + 1) / warmup, (settings.steps - step) / max(1, settings.steps - warmup)))
     stream = endless(task.train, settings.batch_size, pad, settings.seed)
     progress, curve, best, spent = report.Progress(settings.steps, say), [], None, 0.0
-    points = {round(settings.steps * i / 15) for i in range(1, 16)}
+    looks = 15 if settings.base in SHAPES else 6
+    points = {round(settings.steps * i / looks) for i in range(1, looks + 1)}
     for step in range(1, settings.steps + 1):
         begin = time.perf_counter()
         batch = [t.to(settings.device) for t in next(stream)]
@@ -272,7 +283,7 @@ def why_not(parameter):
 
 
 def blocks_of(model):
-    return [m for m in model.modules() if type(m).__name__ == "Block"]
+    return [m for m in model.modules() if isinstance(m, Block)]
 
 
 def run_once(settings, out, full=None, say=print):

@@ -1,0 +1,87 @@
+"""`eval.py prompts`: the three stages of prompting, with the same number of prompt tokens P in front of the text.
+
+    manual        a template written by hand, nothing else: the frozen row of every table
+    discrete      P real words in front, found by greedy search: place by place, the word that lowers the loss most
+    continuous    P free vectors in front, found by gradient descent: prompt tuning
+
+The base stays frozen in all three; only what stands before the text is chosen.
+"""
+
+import argparse
+from dataclasses import replace
+
+import torch
+
+import train
+from data import tasks
+from deltas import methods
+from lab import results
+from lab.trials import mean, scores, sd, trial
+
+
+def in_front(example, words, config):
+    """The example with the tokens `words` before its text: first of all for GPT, behind [CLS] for BERT."""
+    start = 0 if config.causal else 1
+    return replace(example, ids=example.ids[:start] + words + example.ids[start:],
+                   targets=example.targets[:start] + [-100] * len(words) + example.targets[start:])
+
+
+@torch.no_grad()
+def mean_loss(model, task, examples, words, pad):
+    found = [in_front(e, words, model.config) for e in examples]
+    losses = [(tasks.loss(model, task, batch).item(), len(group)) for group, *batch in tasks.batches(found, 64, pad)]
+    return sum(loss * n for loss, n in losses) / len(found)
+
+
+def search(model, task, pad, length, candidates, seed):
+    """Greedy search for `length` prompt tokens: each place takes the best of `candidates` random tokens, or none."""
+    generator = torch.Generator().manual_seed(seed)
+    words, best = [], mean_loss(model, task, task.train, [], pad)
+    for _ in range(length):
+        drawn = torch.randint(model.config.vocab_size, (candidates,), generator=generator).tolist()
+        losses = {word: mean_loss(model, task, task.train, words + [word], pad) for word in drawn}
+        word = min(losses, key=losses.get)
+        if losses[word] >= best:
+            break
+        words, best = words + [word], losses[word]
+    return words
+
+
+def discrete(out, length, candidates, seed, **choice):
+    """The record of a search: its words and their score on test; read from results.jsonl if it is there."""
+    settings = train.Settings(methods()["full"](), seed=seed, **choice)
+    key = {"method": "discrete prompt", "length": length, "candidates": candidates, "base": settings.base,
+           "task": settings.task, "data": settings.data, "examples": settings.examples, "seed": seed}
+    known = results.find(out, key)
+    if known is None:
+        model, tokenizer, task = train.prepare(settings)
+        words = search(model, task, tokenizer.pad, length, candidates, seed)
+        shown = [in_front(e, words, model.config) for e in task.test or task.dev]
+        score = tasks.score(task, shown, tasks.predictions(model, task, shown, tokenizer))
+        known = {"method": "discrete prompt", "settings": key, "score": score, "words": tokenizer.decode(words)}
+        results.append(out, known)
+    return known
+
+
+def stages(out, length=8, candidates=50, seeds=(0, 1, 2), **choice):
+    """{stage: records} of the three stages; the manual one is a number."""
+    soft = trial("prompt", seeds, out, length=length, **choice)
+    found = [discrete(out, length, candidates, seed, **choice) for seed in seeds]
+    return {"manual": soft[0]["frozen_score"], "discrete": found, "continuous": soft}
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(prog="eval.py prompts", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--length", type=train.positive, default=8, help="P, prompt tokens [8]")
+    parser.add_argument("--candidates", type=train.positive, default=50, help="tokens tried at each place [50]")
+    parser.add_argument("--seeds", type=train.positive, default=3, help="how many seeds [3]")
+    parser.add_argument("--out", default="out", help="folder of results.jsonl [out]")
+    train.add_options(parser, without=("lr", "seed", "scratch", "steps", "epochs", "batch_size", "dtype"))
+    args = parser.parse_args(argv)
+    found = stages(args.out, args.length, args.candidates, range(args.seeds), **train.chosen(args))
+    print(f"\n{'stage':<14}{'score':>7}{'± sd':>7}\n{'manual':<14}{found['manual']:7.1f}")
+    for stage in ("discrete", "continuous"):
+        print(f"{stage:<14}{mean(scores(found[stage])):7.1f}{sd(scores(found[stage])):7.1f}")
+    for seed, record in enumerate(found["discrete"]):
+        print(f"   seed {seed} found: {record['words']!r}")
