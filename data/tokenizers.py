@@ -177,7 +177,12 @@ def wordpiece_from(folder):
         return WordPiece(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
     if not (folder / "vocab.txt").exists():
         raise FileNotFoundError(f"{folder}: a BERT tokenizer is tokenizer.json or vocab.txt")
-    return WordPiece(tokenizers.BertWordPieceTokenizer(
-        str(folder / "vocab.txt"), lowercase=settings.get("do_lower_case", True),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True))._tokenizer)
+    lines = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    vocab = {token: n for n, token in enumerate(lines)}
+    pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
+    pieces.normalizer = tokenizers.normalizers.BertNormalizer(
+        lowercase=settings.get("do_lower_case", True), strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True))
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    pieces.decoder = tokenizers.decoders.WordPiece()
+    return WordPiece(pieces)
