@@ -53,6 +53,10 @@ class Adapter(Delta):
         if self.init_std < 0:
             raise ValueError(f"init_std={self.init_std}: choose 0 or more")
 
+    @property
+    def identity(self):
+        return self.init_std == 0    # the paper's start is near the base model, not on it
+
     def attach(self, model):
         for block in model.blocks:
             for place in ("after_attention", "after_mlp"):

@@ -209,3 +209,7 @@ def test_the_default_is_between_half_a_percent_and_eight_on_the_little_worlds_ba
         model = attach(Adapter(), Transformer(config))
     assert count(model).delta == 4 * 2 * (2 * 8 * 96 + 8 + 96) + 2 * 96 * 9 == 14_848
     assert 0.5 < count(model).percent < 8
+
+
+def test_only_the_zero_start_claims_to_be_the_base_model():
+    assert Adapter().identity and not Adapter(init_std=0.01).identity
