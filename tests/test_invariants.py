@@ -5,6 +5,7 @@ LM head and through a Classifier. The bases have awkward sizes and no number in 
 """
 
 import copy
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,12 @@ def trained(case):
     stir(trainable(model).values())
     model.delta.finish(model)
     return model
+
+
+@functools.cache
+def settled(case):
+    """The same for tests that only read it."""
+    return trained(case)
 
 
 def key_biases(model):
@@ -195,7 +202,7 @@ def test_a_second_delta_on_the_same_model_is_an_error(case):
 @every_function
 def test_pads_change_nothing(case):
     """A text of five tokens and one of three, side by side: each gets the logits it gets alone."""
-    model = trained(case)
+    model = settled(case)
     short, pads = IDS[1:, :3], torch.tensor([[8, 8]])  # any token may stand where nothing is read
     alone = model(IDS[:1]), model(short)
     for second, here in ((torch.cat([short, pads], 1), slice(0, 3)), (torch.cat([pads, short], 1), slice(2, 5))):
@@ -209,7 +216,7 @@ def test_pads_change_nothing(case):
 
 @every_function
 def test_the_last_token_moves_no_earlier_logits_in_a_gpt_and_all_in_a_bert(case):
-    model = trained(case)
+    model = settled(case)
     other = IDS.clone()
     other[:, -1] = 8
     moved = (model(IDS) - model(other)).abs().amax(dim=-1) > 1e-9                      # (B, T)
@@ -220,7 +227,7 @@ def test_the_last_token_moves_no_earlier_logits_in_a_gpt_and_all_in_a_bert(case)
 
 @every_function
 def test_a_deep_copy_is_a_real_copy(case):
-    model = trained(case)
+    model = settled(case)
     before, twin = model(IDS), copy.deepcopy(model)
     assert torch.equal(twin(IDS), before)
     assert list(trainable(twin)) == list(trainable(model)) and count(twin) == count(model)
