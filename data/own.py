@@ -41,7 +41,7 @@ def read(folder):
     files = {split: folder / f"{split}.{ending}" for split in ("train", "dev", "test")}
     if not files["dev"].is_file():
         raise ValueError(f"{files['dev']}: missing; training is steered by a dev file")
-    splits = {split: reader(path) if path.is_file() else [] for split, path in files.items()}
+    splits = {split: rows_of(path, reader) if path.is_file() else [] for split, path in files.items()}
     data = OwnData(folder.resolve().name, splits, metric="attributes" if ending == "csv" else "overlap")
     if ending == "tsv":
         data.labels = sorted({answers[0] for _, answers in splits["train"]})
@@ -52,6 +52,16 @@ def read(folder):
     return data
 
 
+def rows_of(path, reader):
+    try:
+        rows = reader(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    if not rows:
+        raise ValueError(f"{path}: no rows")
+    return rows
+
+
 def read_tsv(path):
     rows = []
     for number, line in lines(path):
@@ -60,7 +70,7 @@ def read_tsv(path):
             raise ValueError(f"{path}, line {number}: {line[:60]!r} is not text, one tab, label")
         if number > 1:  # the first line is the header
             rows.append((cells[0], [cells[1].strip()]))
-    return filled(rows, path)
+    return rows
 
 
 def read_jsonl(path):
@@ -73,7 +83,7 @@ def read_jsonl(path):
             raise ValueError(f'{path}, line {number}: not {{"prompt": ..., "completion": ...}}') from error
         if not all(isinstance(row[key], str) and row[key].strip() for key in ("prompt", "completion")):
             raise ValueError(f"{path}, line {number}: prompt and completion must be texts that are not empty")
-    return filled(rows, path)
+    return rows
 
 
 def read_csv(path):
@@ -86,22 +96,13 @@ def read_csv(path):
             if not row["mr"] or not row["ref"]:
                 raise ValueError(f"{path}, line {reader.line_num}: mr or ref is empty")
             rows.append((row["mr"], [row["ref"]]))
-    return filled(rows, path)
+    return rows
 
 
 def lines(path):
     """(number, line) of all lines with something on them."""
     with open(path, encoding="utf-8") as file:
-        try:
-            yield from ((n, line.rstrip("\n")) for n, line in enumerate(file, start=1) if line.strip())
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
-
-
-def filled(rows, path):
-    if not rows:
-        raise ValueError(f"{path}: no rows")
-    return rows
+        yield from ((n, line.rstrip("\n")) for n, line in enumerate(file, start=1) if line.strip())
 
 
 def grouped(rows):
