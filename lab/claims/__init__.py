@@ -1,0 +1,96 @@
+"""`eval.py claims`: the survey, sentence by sentence, each with a number beside it.
+
+    python eval.py claims                  the ledger as it stands; what has not been run says so
+    python eval.py claims C16 C21          run what these two need, and show them
+    python eval.py claims --run quick      all that fits into ten minutes on two cores, cheapest first
+    python eval.py claims --run all        everything
+    python eval.py claims --markdown lab/LEDGER.md
+
+Runs are kept in results.jsonl and shared: between claims, with `eval.py compare`, with `eval.py d90`. C4, C26
+and C37 are measured on a real checkpoint too, once --real-base and --real-data name one and its task.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import train
+from lab.claims import cost, addition, specification, intrinsic, lora  # noqa: F401  (in the survey's order)
+from lab.claims.bench import Bench, NotRun
+from lab.ledger import CLAIMS, UNRUN, VERDICTS, Entry, markdown, plain
+
+QUICK = 10  # minutes
+
+
+def entry(claim, bench):
+    """The Entry of a claim. What it noted before it missed a number stays."""
+    bench.notes = []
+    try:
+        return Entry(claim, claim.answer(bench), bench.notes)
+    except NotRun as missing:
+        return Entry(claim, UNRUN, bench.notes + [f"Not run: {missing}."])
+
+
+def cheapest(minutes):
+    """The names of the claims that fit into `minutes` together, cheapest first."""
+    fitting, spent = [], 0.0
+    for claim in sorted(CLAIMS.values(), key=lambda claim: claim.minutes):
+        if spent + claim.minutes <= minutes:
+            fitting.append(claim.name)
+            spent += claim.minutes
+    return fitting
+
+
+def ledger(bench, wanted=(), show=plain):
+    """All entries; those in `wanted` are run if need be, one after the other."""
+    entries = []
+    for claim in CLAIMS.values():
+        bench.may_run = claim.name in wanted
+        entries.append(entry(claim, bench))
+        if bench.may_run:
+            bench.say(show(entries[-1]) + "\n")
+    return entries
+
+
+def summary(entries):
+    counts = {verdict: sum(e.verdict == verdict for e in entries) for verdict in VERDICTS}
+    lines = [f"{number:>4}  {verdict}" for verdict, number in counts.items() if number]
+    if missing := [e.claim for e in entries if e.verdict == UNRUN]:
+        lines.append(f"\nNot run: {' '.join(c.name for c in missing)}; about {sum(c.minutes for c in missing):.0f} "
+                     f"minutes of one core: python eval.py claims --run all")
+    return "\n".join(lines)
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(prog="eval.py claims", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="C16", help="run and show these claims")
+    parser.add_argument("--run", choices=("quick", "all"), help="run what fits in ten minutes, or everything")
+    parser.add_argument("--seeds", type=train.positive, default=3, help="how many seeds [3]")
+    parser.add_argument("--out", default="out", help="folder of results.jsonl [out]")
+    parser.add_argument("--markdown", metavar="FILE", help="write the ledger to this file")
+    parser.add_argument("--real-base", metavar="DIR", help="a checkpoint for C4, C26 and C37, say MiniLM")
+    parser.add_argument("--real-data", metavar="DIR", help="its task, say SST-2 (train.tsv, dev.tsv, test.tsv)")
+    args = parser.parse_args(argv)
+    names = [name.upper() for name in args.names]
+    if unknown := [name for name in names if name not in CLAIMS]:
+        raise ValueError(f"{unknown[0]}: the claims are C1 to C{len(CLAIMS)}")
+    if bool(args.real_base) != bool(args.real_data):
+        raise ValueError("--real-base and --real-data go together")
+    wanted = {None: names, "all": list(CLAIMS), "quick": cheapest(QUICK)}[args.run]
+    bench = Bench(args.out, args.seeds, real=args.real_base and (args.real_base, args.real_data))
+    begin = time.time()
+    entries = ledger(bench, wanted)
+    if not wanted:
+        print("\n\n".join(plain(e) for e in entries) + "\n")
+    print(summary(entries))
+    if wanted:
+        print(f"\n{time.time() - begin:.0f} s")
+    if args.markdown:
+        Path(args.markdown).write_text(markdown(entries, how(args)), encoding="utf-8")
+        print(f"wrote {args.markdown}")
+
+
+def how(args):
+    return (f"Written by `python eval.py claims --markdown {args.markdown}` from the runs of "
+            f"`python eval.py claims --run all --seeds {args.seeds}`. Every entry can be run on its own.")

@@ -1,0 +1,142 @@
+"""What the claims stand on: runs and timings that are done once, and exact work on a tiny model."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+
+import train
+from data.bases import SHAPES
+from deltas import attach, methods, trainable
+from lab import results, trials
+from model import Config, Transformer
+
+TINY = Config(vocab_size=17, n_ctx=12, d_model=12, n_layer=2, n_head=3, d_ff=20)
+
+class NotRun(Exception):
+    """A number is wanted that results.jsonl does not hold, and nothing may be run now."""
+
+
+class Bench:
+    """Records of runs and measurements: read from `out`/results.jsonl, or made now if `run` allows it.
+
+    `always` overrules the settings of every run. `real` is (a checkpoint's folder, a data folder), remembered
+    in results.jsonl once it has been named.
+    """
+
+    def __init__(self, out="out", seeds=3, run=False, real=None, say=print, **always):
+        self.out, self.seeds, self.may_run, self.say, self.always = Path(out), tuple(range(seeds)), run, say, always
+        self.notes, self.known = [], {name(r["settings"]): r for r in results.read(out)}
+        if real:
+            key = {"measure": "real checkpoint", "base": str(real[0]), "data": str(real[1])}
+            results.append(out, {"method": "measure", "settings": key})
+            self.known[name(key)] = {"settings": key}
+        named = [r["settings"] for r in self.known.values() if r["settings"].get("measure") == "real checkpoint"]
+        self.real = {"base": named[-1]["base"], "data": named[-1]["data"]} if named else None
+
+    def note(self, text):
+        """Add a sentence with numbers to the entry under way."""
+        self.notes.append(text)
+
+    def trial(self, method, seeds=None, **choice):
+        """One record a seed: on gpt-xs and `rating`, in 300 steps, unless told otherwise."""
+        choice = ({} if "data" in choice else {"base": "gpt-xs", "task": "rating", "steps": 300}) | choice | self.always
+        found = []
+        for seed in self.seeds if seeds is None else seeds:
+            key = name(trials.settings(method, seed=seed, **choice).key)
+            if key not in self.known:
+                self.known[key] = self.run_one(method, seed, choice)
+            found.append(self.known[key])
+        return found
+
+    def run_one(self, method, seed, choice):
+        known = results.find(self.out, trials.settings(method, seed=seed, **choice).key)
+        if known is None and not self.may_run:
+            raise NotRun(f"{method} on {Path(choice['base']).name}, {choice.get('task', 'own data')}, seed {seed}")
+        return known or trials.trial(method, (seed,), self.out, self.say, **choice)[0]
+
+    def tuned(self, method, rates=None, seeds=None, **choice):
+        """All seeds at the learning rate that dev likes best with the first one: the default, a third, or thrice."""
+        seeds = self.seeds if seeds is None else seeds
+        usual = methods()[method].lr_real if "data" in choice else methods()[method].lr
+        rates = rates or [float(f"{factor * usual:.2g}") for factor in (1, 0.3, 3)]
+        best = max(rates, key=lambda lr: self.trial(method, seeds[:1], lr=lr, **choice)[0]["dev_score"])
+        return self.trial(method, seeds, lr=best, **choice)
+
+    def kept(self, measure, function, **settings):
+        """The dictionary that `function()` returns, measured once and kept under this name and these settings."""
+        key = {"measure": measure} | settings
+        if name(key) not in self.known:
+            if not self.may_run:
+                raise NotRun(measure)
+            self.say(f"measuring   {measure} {' '.join(f'{k}={v}' for k, v in settings.items())}")
+            self.known[name(key)] = {"method": "measure", "settings": key} | function()
+            results.append(self.out, self.known[name(key)])
+        return self.known[name(key)]
+
+
+def name(key):
+    return json.dumps(key, sort_keys=True)
+
+
+# ---- exact work on a tiny model ----
+
+def tiny(seed=0, config=TINY, dtype=torch.float64):
+    """A small random GPT in float64, and a text (2, 5) for it."""
+    torch.manual_seed(seed)
+    model = Transformer(config).to(dtype)
+    with torch.no_grad():  # so large that every part of it matters, biases too
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return model, torch.randint(config.vocab_size, (2, 5))
+
+
+def with_delta(method, model, **fields):
+    """`model` with a new delta, all of it in float64."""
+    return attach(methods()[method](**fields), model).double()
+
+
+def gradients(model, ids):
+    """{name: largest absolute gradient} of what is trainable, for next-word prediction on the text itself."""
+    logits = model(ids[:, :-1])
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    return {key: 0.0 if p.grad is None else p.grad.abs().max().item() for key, p in trainable(model).items()}
+
+
+# ---- time, always side by side ----
+
+def side_by_side(functions, rounds=15):
+    """{name: median milliseconds} of functions that take turns, so that a busy machine slows all alike."""
+    spent = {key: [] for key in functions}
+    for _ in range(rounds + 1):
+        for key, function in functions.items():
+            begin = time.perf_counter()
+            function()
+            spent[key].append(1000 * (time.perf_counter() - begin))
+    return {key: sorted(times[1:])[rounds // 2] for key, times in spent.items()}
+
+
+def step_of(method, base="gpt-s", batch_size=32, length=32, **fields):
+    """A function that takes one training step (forward, backward, AdamW) on random tokens; weights are random."""
+    model = attach(methods()[method](**fields), Transformer(SHAPES[base]))
+    parameters = list(trainable(model).values())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    ids = torch.randint(SHAPES[base].vocab_size, (batch_size, length))
+    at = torch.arange(length).expand(batch_size, -1) == length - 1
+
+    def step():
+        loss = model(ids, at=at).logsumexp(dim=-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return step
+
+
+def forward_of(model, batch_size, length):
+    ids = torch.randint(model.config.vocab_size, (batch_size, length))
+
+    @torch.no_grad()
+    def forward():
+        model(ids)
+    return forward

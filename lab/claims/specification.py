@@ -1,0 +1,126 @@
+"""C23 to C26: which of the base's own parameters to choose. A part, the last layers, the biases."""
+
+from pathlib import Path
+
+import torch
+
+from data import tasks
+from data.bases import SHAPES, load_base
+from deltas import load, methods
+from lab.claims.bench import gradients, tiny, with_delta
+from lab.claims.cost import TASKS
+from lab.costs import size
+from lab.ledger import DEFINES, FAILS, above, claim, minus, pm, share, together
+from lab.score import rebuild
+from lab.trials import mean, scores
+from methods.full import base_size
+from model import Slot
+
+
+@claim("D")
+def c23_train_a_part(bench):
+    """One can freeze a part of the weights and train the rest; which part to train may itself be learned.
+
+    Origin: background; learned masks (diff pruning, Fisher masks) are not in this code.
+    Measured: what the parts that we do offer come to on gpt-s.
+    """
+    config = SHAPES["gpt-s"]
+    D = base_size(config)
+    parts = {"the last block": methods()["last_layer"](k=1), "all biases": methods()["bitfit"](),
+             "query and first mlp biases": methods()["bitfit"](only="query_up")}
+    bench.note(f"Of {D:,}: " + ", ".join(f"{what} {delta.formula(config):,} ({100 * delta.formula(config) / D:.2f} %)"
+                                         for what, delta in parts.items()) + ".")
+    return DEFINES
+
+
+@claim("E", minutes=4)
+def c24_low_layers_are_general(bench):
+    """Layers near the input hold what is general, layers near the output what is particular to a task.
+
+    Origin: Houlsby et al. support it: on MNLI the adapters of the lowest five of twelve layers could go.
+    Measured: adapters trained on `rating` with gpt-s (four blocks); those of one block are taken out again: points
+    lost, the upper two blocks minus the lower two. Beside it how far full fine-tuning moves each block's weights,
+    in percent of their norm.
+    """
+    losses = [without_each_block(bench, record) for record in bench.tuned("adapter", base="gpt-s")]
+    moves = [moved(bench, record) for record in bench.tuned("full", base="gpt-s")]
+    bench.note("Points lost without block 1 to 4: " + ", ".join(pm(values) for values in zip(*losses)) + ".")
+    bench.note("Weights moved: " + ", ".join(f"{pm(values)} %" for values in zip(*moves)) + ".")
+    apart = [mean(loss[2:]) - mean(loss[:2]) for loss in losses]
+    bench.note(f"Upper minus lower: {pm(apart)} points.")
+    return above(apart, 0)
+
+
+def without_each_block(bench, record):
+    """Test points lost when the adapters of one block are taken out, block by block."""
+    def measure():
+        model, tokenizer, task = rebuild(bench.out / record["file"])
+        found = []
+        for block in model.blocks:
+            kept = block.after_attention, block.after_mlp
+            block.after_attention, block.after_mlp = Slot(), Slot()
+            found.append(record["score"] - tasks.dev_score(model, task, task.test, tokenizer.pad))
+            block.after_attention, block.after_mlp = kept
+        return {"lost": found}
+    return bench.kept("adapters taken out", measure, file=record["file"])["lost"]
+
+
+def moved(bench, record):
+    """|theta - theta_0| / |theta_0| in percent, block by block, of a saved full fine-tuning."""
+    def measure():
+        base, _ = load_base(record["base"])
+        tuned = load(bench.out / record["file"], load_base(record["base"])[0])
+        flat = [[torch.cat([p.detach().flatten() for p in block.parameters()]) for block in m.blocks] for m in (base, tuned)]
+        return {"moved": [100 * ((b - a).norm() / a.norm()).item() for a, b in zip(*flat)]}
+    return bench.kept("weights moved", measure, file=record["file"])["moved"]
+
+
+@claim("E+A", minutes=4)
+def c25_tune_the_last_layers(bench):
+    """So tune only the last layer, or the last few.
+
+    Origin: Lee, Tang & Lin 2019: the last quarter of the layers gives 90 % of the quality. On MNLI, Houlsby et al.
+    reach 92 % with the top layer alone.
+    Measured: on `rating` with gpt-s, the last block of four (that quarter) and the last two, in percent of full
+    fine-tuning's score, learning rates tuned; it holds from 90 % on with one block.
+    Tests: tests/test_last_layer.py::test_below_the_trained_block_no_graph_is_recorded
+    """
+    full = bench.tuned("full", base="gpt-s")
+    ratios = {k: share(bench.tuned("last_layer", base="gpt-s", k=k), full) for k in (1, 2)}
+    for k, found in ratios.items():
+        bench.note(f"k = {k}: {pm(found)} %; FLOPs a step (2n + 4n x {k}/4) / 6n = {(2 + k) / 6:.2f} of full's.")
+    return above(ratios[1], 90)
+
+
+@claim("E+A+U", minutes=1)
+def c26_biases_keep_95_percent(bench):
+    """Training only the bias vectors keeps 95 % of the performance.
+
+    Origin: the survey's summary of BitFit; Ben Zaken et al. report parity on small data and a loss on large.
+    Measured: counts at BERT's size; the key bias's gradient in a tiny model (it is dead); BitFit in percent of full
+    fine-tuning on four tasks with gpt-xs, learning rates tuned. It holds if the average over tasks is at least 95.
+    Article: "95 %" is the survey's wording, not a result of the paper.
+    Tests: tests/test_bitfit.py::test_counts_of_the_bitfit_paper, tests/test_bitfit.py::test_the_keys_bias_is_dead
+    """
+    for name in ("bert-base-cased", "bert-large-cased"):
+        config, number = size(name), methods()["bitfit"]().formula(size(name))
+        bench.note(f"{name}: {config.n_layer} x 11 x {config.d_model} + 2 x {config.d_model} = {number:,} = "
+                   f"{100 * number / base_size(config):.4f} %.")
+    model, ids = tiny()
+    grads = gradients(with_delta("bitfit", model), ids)
+    dead, alive = (max(g for key, g in grads.items() if part in key) for part in ("key", "query"))
+    bench.note(f"Largest gradient of a key bias {dead:.0e}, of a query bias {alive:.0e}.")
+    ratios = {task: share(bench.tuned("bitfit", task=task), bench.tuned("full", task=task)) for task in TASKS}
+    bench.note(", ".join(f"{task} {pm(r)} %" for task, r in ratios.items()) + ".")
+    half = share(bench.tuned("bitfit", only="query_up"), bench.tuned("full"))
+    bench.note(f"With half of the biases (query_up), rating: {pm(half)} %.")
+    average = [mean(one) for one in zip(*ratios.values())]
+    bench.note(f"Average over tasks: {pm(average)} %.")
+    verdicts = [above(average, 95)]
+    if bench.real:
+        real = share(*(bench.trial(method, **bench.real, steps=100) for method in ("bitfit", "full")))
+        bench.note(f"{Path(bench.real['base']).name} on {Path(bench.real['data']).name}: {pm(real)} %.")
+        verdicts.append(above(real, 95))
+    else:
+        bench.note("On a real checkpoint: python eval.py claims C26 --real-base MINILM --real-data SST2.")
+    return together(*verdicts) if dead < 1e-12 < alive else FAILS
