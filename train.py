@@ -54,6 +54,8 @@ class Settings:
     def __post_init__(self):
         if self.lr is None:
             self.lr = self.delta.lr if self.base in SHAPES else self.delta.lr_real
+        if self.steps is None and self.epochs is None:  # now, so that a run of --steps 5 is never taken for this one
+            self.steps, self.epochs = (300, None) if self.base in SHAPES else (None, 3.0)
         if self.data is not None:
             self.data, self.task = str(Path(self.data).resolve()), Path(self.data).resolve().name
 
@@ -138,11 +140,8 @@ def with_words(delta, task):
 
 
 def steps_for(settings, task):
-    """As many as --epochs asks for; else 300, enough on the little world, or three epochs of real data."""
-    per_epoch = math.ceil(len(task.train) / settings.batch_size)
-    if settings.epochs is not None:
-        return max(1, round(settings.epochs * per_epoch))
-    return 300 if settings.base in SHAPES else 3 * per_epoch
+    """As many as `epochs` asks for."""
+    return max(1, round(settings.epochs * math.ceil(len(task.train) / settings.batch_size)))
 
 
 def precision(settings):
@@ -292,9 +291,15 @@ def run_once(settings, out, full=None, say=print):
     if known is None:
         known = run(settings, Path(out), say)
         if full is not None:
-            known |= {"full_score": full["score"], "relative": known["score"] / full["score"] if full["score"] else None}
+            known = beside(known, full)
         results.append(out, known)
     return known
+
+
+def beside(record, full):
+    """The record with full fine-tuning's score in it, and its own as a share of that (None where that is 0)."""
+    share = record["score"] / full["score"] if full["score"] else None
+    return record | {"full_score": full["score"], "relative": share}
 
 
 # ---- the command line ----
@@ -391,7 +396,7 @@ def main():
             full = baseline(settings, args.out)
         record = run(settings, Path(args.out))
         if full is not None:
-            record |= {"full_score": full["score"], "relative": record["score"] / full["score"]}
+            record = beside(record, full)
         results.append(args.out, record)
         report.comparison(record, full, print)
         print(f"\n{time.time() - START:.1f} s in all. Score the saved delta again, and see examples:\n"

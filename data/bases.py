@@ -44,7 +44,7 @@ def load_base(name, scratch=False):
     Raises ValueError for what is neither, or for a checkpoint that model.py cannot compute.
     """
     if name in SHAPES:
-        model, tokenizer = Transformer(SHAPES[name]), tokenizers.world()
+        model, tokenizer = Transformer(SHAPES[name]), tokenizers.world(wraps=not SHAPES[name].causal)
         if not scratch:
             path = WEIGHTS / f"{name}.pt"
             if not path.is_file():

@@ -93,6 +93,9 @@ class Encoder:
     def fit(self, before, text, after):
         """before + text + after within the model's longest text; it is `text` that loses its end."""
         room = self.config.n_ctx - len(self.tokenizer.wrap(before + after))
+        if room < 1:
+            raise ValueError(f"{len(before + after)} tokens beside the text {self.tokenizer.decode(text)[:40]!r} leave "
+                             f"no room for it: this model reads {self.config.n_ctx}")
         self.cut += len(text) > room
         return before + text[:room] + after
 

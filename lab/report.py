@@ -66,7 +66,7 @@ def comparison(record, full, say):
         name = "full fine-tuning" if row["method"] == "full" else row["method"]
         say(f"{name:<24}{row['score']:8.1f}{row['trained_params'] + row['head_params']:12,}{row['ms_per_step']:9.1f}"
             f"{row['peak_mb']:8.1f} MB{row['stored_bytes']:14,}")
-    if full and record["method"] != "full":
+    if full and record["method"] != "full" and record["relative"] is not None:
         say(f"\n{record['method']} reaches {100 * record['relative']:.1f} % of full fine-tuning with "
             f"{record['delta_percent']:.2f} % of its parameters.")
 
