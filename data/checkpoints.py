@@ -39,13 +39,12 @@ READ = {
     "hidden_act", "layer_norm_eps", "type_vocab_size"}
 # Settings of training, generation and bookkeeping: none of them changes what the model computes.
 NO_MATTER = re.compile(
-    r"_.*|.*_token_id|.*drop.*|summary_.*|pooler_.*|output_.*|return_dict.*|gradient_checkpointing"
-    r"|torchscript|transformers_version"
-    r"|architectures|(torch_)?dtype|use_cache|initializer_.*|id2label|label2id"
+    r"_.*|.*_token_id|.*drop.*|summary_.*|pooler_.*|output_.*|return_dict.*|initializer_.*|use_cache|prefix"
+    r"|torchscript|gradient_checkpointing|transformers_version|architectures|(torch_)?dtype|id2label|label2id"
     r"|num_labels|problem_type|finetuning_task|task_specific_params|chunk_size_feed_forward|directionality"
-    r"|language|tokenizer_class|n_ctx|n_special|predict_special_tokens|prefix|do_sample|(max|min)_length"
-    r"|num_(beams|beam_groups|return_sequences)|temperature|top_[kp]|typical_p"
-    r"|(length|repetition|diversity)_penalty|(encoder_)?no_repeat_ngram_size")
+    r"|language|tokenizer_class|n_ctx|n_special|predict_special_tokens|do_sample|(max|min)_length|temperature"
+    r"|top_[kp]|typical_p|num_(beams|beam_groups|return_sequences)|(length|repetition|diversity)_penalty"
+    r"|(encoder_)?no_repeat_ngram_size")
 
 BUFFERS = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|position_ids|token_type_ids)")
 OTHER_HEADS = re.compile(r"(classifier|score|qa_outputs|multiple_choice_head)\..*")
