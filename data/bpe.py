@@ -60,6 +60,6 @@ def write(tokens, file=FILE):
 if __name__ == "__main__":
     from data.world import corpus
 
-    tokens = train(corpus(50_000), VOCABULARY - len(SPECIAL))
+    tokens = train((f"{given} {told}" for given, told in corpus(50_000)), VOCABULARY - len(SPECIAL))
     write(tokens)
     print(f"{len(tokens)} tokens and {len(SPECIAL)} special ones -> {FILE}")

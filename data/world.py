@@ -193,12 +193,12 @@ KINDS = (review, review, review, review, review, question, question, description
 
 
 def corpus(n, seed=0):
-    """n pretraining documents."""
+    """n pretraining documents (given, told): what follows in `told` is decided by what stands in `given`."""
     rng, documents = random.Random(f"corpus {seed}"), []
     while len(documents) < n:
-        body, end = rng.choice(KINDS)(rng)
-        if home(body) == "corpus":
-            documents.append(f"{body} {end}")
+        given, told = rng.choice(KINDS)(rng)
+        if home(given) == "corpus":
+            documents.append((given, told))
     return documents
 
 
@@ -209,22 +209,21 @@ class WorldTask:
     name: str
     about: str                  # what decides the label
     labels: tuple               # the words that stand for the labels; () where text is to be written
-    gpt: str                    # the label word is the next word
-    bert: str                   # the label word is what [MASK] hides
+    template: str               # the label word is what [MASK] hides; a GPT reads only what stands before it
     bayes: float                # the share that a perfect reader gets right
     examples: int               # training examples by default
 
 
 TASKS = {task.name: task for task in (
     WorldTask("sentiment", "do they like it? all opinions agree, some are negated", ("good", "bad"),
-              "{text} it was", "{text} it was [MASK] .", 1.0, 200),
+              "{text} it was [MASK] .", 1.0, 200),
     WorldTask("rating", "all praise, praise wins, blame wins, all blame: contrast and negation decide",
-              ("great", "good", "bad", "terrible"), "{text} it was", "{text} it was [MASK] .", 1.0, 200),
+              ("great", "good", "bad", "terrible"), "{text} it was [MASK] .", 1.0, 200),
     WorldTask("cuisine", "which kitchen a dish is from; the dishes tested are not those trained on",
-              CUISINES, "{text} the food is", "{text} the food is [MASK] .", 1.0, 200),
+              CUISINES, "{text} the food is [MASK] .", 1.0, 200),
     WorldTask("claim", "does the review say so? no also where it says nothing about it", ("yes", "no"),
-              "{text}", "{text} [MASK] .", 1.0, 500),
-    WorldTask("describe", "a listing in, all of it in prose out", (), "{text}", "", 1.0, 200),
+              "{text} [MASK] .", 1.0, 500),
+    WorldTask("describe", "a listing in, all of it in prose out", (), "{text}", 1.0, 200),
 )}
 
 
