@@ -52,7 +52,8 @@ class BPE(Tokenizer):
         return [self.ids[rank] for rank in self.encoding.encode_ordinary(text)]
 
     def decode(self, ids):
-        return self.encoding.decode([self.ranks[i] for i in ids])
+        known = [self.ranks[i] for i in ids if i in self.ranks]  # a model may have more rows than there are tokens
+        return self.encoding.decode(known)
 
 
 class WordPiece(Tokenizer):
