@@ -1,0 +1,276 @@
+"""Tasks by hand: where the target stands, what is cut, how batches, loss and scores come about."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data import tasks, tokenizers, world
+from data.bases import SHAPES
+from data.own import OwnData
+from data.tasks import Encoder, Example, Task, batches, collate, load_task, only
+from model import Config, Transformer
+
+WORLD = tokenizers.world()                             # [CLS] text [SEP]
+PLAIN = tokenizers.world(wraps=False)                  # a GPT reads the text as it is
+GPT, BERT = SHAPES["gpt-xs"], SHAPES["bert-xs"]
+PAD, CLS, SEP, MASK = WORLD.pad, WORLD.bos, WORLD.eos, WORLD.mask
+TEXT = "the soup was fine ."
+SOUP = WORLD.encode(TEXT)
+N = -100
+
+
+def ids(text):
+    return WORLD.encode(text)
+
+
+def example(n, target=3, label="good"):
+    """A text of n tokens with one target at its end."""
+    return Example(list(range(1, n + 1)), only(target, n - 1, n), f"text {n}", [label])
+
+
+# ---- encoding ----
+
+def test_for_a_gpt_the_label_is_the_word_after_the_text():
+    made = Encoder(PLAIN, GPT).cloze(TEXT, ["good"], "{text} it was", 7)
+    assert made.ids == SOUP + ids(" it was")
+    assert made.targets == [N] * (len(SOUP) + 1) + [7]
+    assert (made.text, made.answers) == (TEXT, ["good"])
+
+
+def test_a_gpt_ignores_what_a_template_has_behind_the_mask():
+    encoder = Encoder(PLAIN, GPT)
+    assert encoder.cloze(TEXT, [], "{text} it was [MASK] .", 7).ids == SOUP + ids(" it was")
+    assert encoder.cloze(TEXT, [], "review : {text} it was [MASK]", 7).ids[:2] == ids("review :")[:2]
+
+
+def test_for_a_bert_the_label_is_hidden_by_the_mask():
+    made = Encoder(WORLD, BERT).cloze(TEXT, ["good"], "{text} it was [MASK] .", 7)
+    assert made.ids == [CLS] + SOUP + ids(" it was") + [MASK] + ids(" .") + [SEP]
+    assert made.targets == [N] * (1 + len(SOUP) + 2) + [7] + [N] * 2
+    assert made.ids[made.targets.index(7)] == MASK
+
+
+def test_a_class_is_read_at_cls_or_at_the_last_token():
+    bert, gpt = Encoder(WORLD, BERT).classified(TEXT, ["x"], 2), Encoder(PLAIN, GPT).classified(TEXT, ["x"], 2)
+    assert bert.ids == [CLS] + SOUP + [SEP] and bert.targets == [2] + [N] * (len(SOUP) + 1)
+    assert gpt.ids == SOUP and gpt.targets == [N] * (len(SOUP) - 1) + [2]
+
+
+def test_a_completion_is_predicted_word_by_word_up_to_the_end_of_text():
+    made = Encoder(PLAIN, GPT).completed("name golden fork", ["the golden fork", "that one"])
+    prompt, completion = ids("name golden fork"), ids(" the golden fork") + [SEP]
+    assert made.ids == prompt + completion[:-1]
+    assert made.targets == [N] * (len(prompt) - 1) + completion
+    assert tasks.prompt(made) == (prompt, made.targets[:len(prompt)])
+    assert made.answers == ["the golden fork", "that one"]
+
+
+def test_a_long_text_loses_its_end_and_never_the_question():
+    small = Config(1024, 10, 12, 1, 3, 20)
+    encoder = Encoder(PLAIN, small)
+    made = encoder.cloze("the soup was fine . " * 5, [], "{text} it was", 7)
+    assert made.ids == ids("the soup was fine . " * 5)[:8] + ids(" it was") and len(made.ids) == 10
+    assert encoder.cut == 1
+    encoder.cloze("the soup", [], "{text} it was", 7)
+    assert encoder.cut == 1
+    bert = Encoder(WORLD, Config(1024, 10, 12, 1, 3, 20, causal=False))
+    made = bert.cloze("the soup was fine . " * 5, [], "{text} it was [MASK] .", 7)
+    assert len(made.ids) == 10 and made.ids[0] == CLS and made.ids[-2:] == ids(" .") + [SEP]
+    assert made.ids[made.targets.index(7)] == MASK
+
+
+def test_what_leaves_no_room_for_the_text_is_an_error():
+    small = Config(1024, 4, 12, 1, 3, 20)
+    with pytest.raises(ValueError, match="5 tokens beside the text 'name' leave no room for it: this model reads 4"):
+        Encoder(PLAIN, small).completed("name", ["the golden fork was"])
+
+
+def test_a_label_word_must_be_one_token():
+    assert [Encoder(PLAIN, GPT).word("good")] == ids(" good")
+    with pytest.raises(ValueError, match="label word 'xylophone' is .* tokens here"):
+        Encoder(PLAIN, GPT).word("xylophone")
+
+
+# ---- the little world's tasks ----
+
+@pytest.mark.parametrize("base", ["gpt-xs", "bert-xs"])
+@pytest.mark.parametrize("name", [name for name, spec in world.TASKS.items() if spec.labels])
+def test_a_task_asks_for_one_of_its_label_words(base, name):
+    tokenizer = PLAIN if SHAPES[base].causal else WORLD
+    task = load_task(name, tokenizer, SHAPES[base], examples=8)
+    assert (len(task.train), len(task.dev), len(task.test)) == (8, 300, 600)
+    assert [tokenizer.decode([word]).strip() for word in task.words] == task.labels == list(world.TASKS[name].labels)
+    assert task.classes == 0 and task.cut == 0 and task.metric == "accuracy" and task.about
+    for e in task.train + task.dev:
+        assert [t for t in e.targets if t != N] == ids(" " + e.answers[0])
+        assert len(e.ids) == len(e.targets) <= 96
+    texts = {split: {e.text for e in getattr(task, split)} for split in ("train", "dev", "test")}
+    assert not texts["train"] & texts["dev"] | texts["dev"] & texts["test"] | texts["train"] & texts["test"]
+    assert abs(task.majority - 100 / len(task.labels)) < 1
+
+
+def test_the_seed_draws_the_training_examples_and_only_these():
+    one, same, other = (load_task("rating", PLAIN, GPT, examples=8, seed=seed) for seed in (0, 0, 1))
+    assert one == same
+    assert one.train != other.train and one.dev == other.dev and one.test == other.test
+    assert len(load_task("rating", PLAIN, GPT).train) == world.TASKS["rating"].examples
+
+
+def test_describing_is_writing_and_a_bert_cannot():
+    task = load_task("describe", PLAIN, GPT, examples=4)
+    assert task.metric == "attributes" and task.stop == SEP and task.labels == [] and task.majority == 0
+    assert task.train[0].targets[-1] == SEP
+    with pytest.raises(ValueError, match="'describe' is writing text, which a BERT cannot"):
+        load_task("describe", WORLD, BERT, examples=4)
+    with pytest.raises(ValueError, match="task 'reading': choose from sentiment"):
+        load_task("reading", PLAIN, GPT)
+
+
+def test_pretraining_completes_documents_or_finds_hidden_words():
+    task = load_task("corpus", PLAIN, GPT, examples=6)
+    assert (len(task.train), len(task.dev), len(task.test), task.metric) == (6, 300, 0, "")
+    for e in task.train:
+        asked = [t for t in e.targets if t != N]
+        assert asked[-1] == SEP and (e.ids + [SEP])[-len(asked):] == asked             # the next word, at each place
+    task = load_task("corpus", WORLD, BERT, examples=6)
+    for e in task.train:
+        assert len(e.ids) == len(e.targets) and e.ids[0] == CLS and e.ids[-1] == SEP
+        assert [i for i, t in enumerate(e.targets) if t != N] == [i for i, t in enumerate(e.ids) if t == MASK] != []
+    assert load_task("corpus", WORLD, BERT, examples=6) == task
+
+
+# ---- tasks from files ----
+
+def own_data(**change):
+    splits = {"train": [(f"the soup {i}", ["bad" if i % 3 else "good"]) for i in range(9)],
+              "dev": [("a soup", ["good"])], "test": []}
+    return OwnData("mine", splits, labels=["bad", "good"], **change)
+
+
+def test_own_labels_are_learned_by_a_classifier_unless_words_are_given():
+    task = tasks.own_task(own_data(), Encoder(PLAIN, GPT), None, 0)
+    assert task.classes == 2 and task.words is None and len(task.train) == 9
+    assert [e.targets[-1] for e in task.train[:3]] == [1, 0, 0]                        # "good" is labels[1]
+    assert task.majority == 0                                                          # all dev rows are the rarer
+    words = {"words": ["bad", "fine"], "template": "{text} it was [MASK]"}
+    task = tasks.own_task(own_data(**words), Encoder(PLAIN, GPT), None, 0)
+    assert task.classes == 0 and task.words == ids(" bad") + ids(" fine")
+    assert task.train[0].targets[-1:] == ids(" fine")
+    headless = Encoder(PLAIN, Config(1024, 96, 12, 1, 3, 20, lm_head="none"))
+    assert tasks.own_task(own_data(**words), headless, None, 0).classes == 2
+
+
+def test_some_of_ones_own_examples_are_drawn_by_the_seed():
+    draw = lambda seed: [e.text for e in tasks.own_task(own_data(), Encoder(PLAIN, GPT), 4, seed).train]
+    assert len(set(draw(0))) == 4 and draw(0) == draw(0) != draw(1)
+    assert len(tasks.own_task(own_data(), Encoder(PLAIN, GPT), 100, 0).train) == 9
+
+
+# ---- batches ----
+
+def test_a_batch_is_padded_on_the_right():
+    batch = collate([example(3), example(1)], pad=9)
+    assert [t.tolist() for t in batch] == [[[1, 2, 3], [1, 9, 9]], [[True] * 3, [True, False, False]],
+                                           [[N, N, 3], [3, N, N]]]
+    assert collate([example(2), example(1)], pad=None)[0].tolist() == [[1, 2], [1, 0]]
+
+
+def test_every_example_is_in_one_batch_with_others_of_its_length():
+    examples = [example(1 + i % 7) for i in range(100)]
+    for generator in (None, torch.Generator().manual_seed(0)):
+        groups = [group for group, *_ in batches(examples, 8, 0, generator)]
+        assert sorted(i for group in groups for i in group) == list(range(100))
+        assert sorted(map(len, groups)) == [4] + [8] * 12
+    pads = sum((~keep).sum().item() for _, _, keep, _ in batches(examples, 8, 0, torch.Generator().manual_seed(0)))
+    assert pads < 50                                   # of about 400; without sorting it would be about 250
+
+
+def test_the_order_of_batches_is_drawn():
+    examples = [example(1 + i % 7) for i in range(100)]
+    order = lambda seed: [group for group, *_ in batches(examples, 8, 0, torch.Generator().manual_seed(seed))]
+    assert order(0) == order(0) != order(1)
+    sorted_ = [group for group, *_ in batches(examples, 8, 0)]
+    lengths = [len(examples[i].ids) for group in sorted_ for i in group]
+    assert lengths == sorted(lengths)
+
+
+# ---- loss and scores ----
+
+class Says(torch.nn.Module):
+    """A model whose logits over five words are the same for every text but for the text's length."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits, self.config = torch.nn.Parameter(torch.tensor(logits)), GPT
+
+    def forward(self, ids, keep, at):
+        return self.logits[keep.sum(dim=1)][at.nonzero()[:, 0]]                        # row n: a text of n tokens
+
+
+def test_only_the_label_words_compete():
+    """Logits 0 1 2 3 9, label words 3 and 1, wanted 3: the loss is log(1 + e^(1 - 3)), whatever word 4 has."""
+    task = Task("t", [], [], [], labels=["good", "bad"], words=[3, 1])
+    model = Says([[0.0, 1, 2, 3, 9]] * 3)
+    batch = collate([example(2, target=3)], 0)
+    assert math.isclose(tasks.loss(model, task, batch).item(), math.log(1 + math.exp(-2)), rel_tol=1e-6)
+    batch = collate([example(2, target=1)], 0)
+    assert math.isclose(tasks.loss(model, task, batch).item(), math.log(1 + math.exp(2)), rel_tol=1e-6)
+    free = Task("t", [], [], [])
+    expected = F.cross_entropy(torch.tensor([[0.0, 1, 2, 3, 9]]), torch.tensor([1]))
+    assert torch.isclose(tasks.loss(model, free, batch), expected)
+
+
+def test_the_dev_score_is_over_examples_and_not_over_batches():
+    """Three short texts answered right, one long one wrong, in batches of three and one: 75, not 50."""
+    model = Says([[0.0, 0, 0, 0, 0], [0.0, 5, 0, 0, 0], [0.0, 0, 0, 5, 0]])
+    rows = [example(1, 1), example(1, 1), example(1, 1), example(2, 1)]
+    assert tasks.dev_score(model, Task("t", [], [], [], labels=["a", "b"], words=[1, 3]), rows, 0, batch_size=3) == 75
+    nats = [-torch.tensor(model.logits[n].tolist()).log_softmax(0)[1].item() for n in (1, 1, 1, 2)]
+    probability = tasks.dev_score(model, Task("t", [], [], [], metric=""), rows, 0, batch_size=3)
+    assert math.isclose(probability, 100 * math.exp(-sum(nats) / 4), rel_tol=1e-5)
+
+
+def test_predictions_come_back_in_the_order_of_the_examples():
+    model = Says([[0.0] * 5, [0.0, 5, 0, 0, 0], [0.0, 0, 0, 5, 0]])
+    task = Task("t", [], [], [], labels=["good", "bad"], words=[3, 1])
+    rows = [example(2), example(1), example(2), example(1)]
+    assert tasks.predictions(model, task, rows, PLAIN, batch_size=3) == ["good", "bad", "good", "bad"]
+
+
+def test_a_written_answer_ends_at_the_end_of_text():
+    torch.manual_seed(0)
+    task = load_task("describe", PLAIN, GPT, examples=2)
+    model = Transformer(GPT)
+    written = tasks.predictions(model, task, task.dev[:3], PLAIN)
+    assert len(written) == 3 and all(isinstance(text, str) for text in written)
+    assert tasks.upto([4, 5, SEP, 6], SEP) == [4, 5] and tasks.upto([4, 5], SEP) == [4, 5]
+
+
+def test_the_majority_is_training_s_and_its_score_the_test_s():
+    train = [example(1, label=label) for label in ("a", "a", "b")]
+    test = [example(1, label=label) for label in ("a", "b", "b", "b")]
+    assert Task("t", train, train, test, labels=["a", "b"]).majority == 25
+    assert Task("t", train, test[:2], [], labels=["a", "b"]).majority == 50
+
+
+def test_f1_by_hand():
+    assert tasks.f1("abcd", "bcx") == 2 * 2 / (4 + 3)
+    assert tasks.f1("ab", "ab") == 1 and tasks.f1("ab", "cd") == 0 and tasks.f1("", "") == 0
+
+
+def test_scores_by_hand():
+    rows = [example(1, label="good"), example(1, label="bad")]
+    assert tasks.score(Task("t", [], [], []), rows, ["good", "good"]) == 50
+    rows = [Example([], [], "p", ["the red fox", "A red Dog"])]
+    assert tasks.score(Task("t", [], [], [], metric="overlap"), rows, ["a red dog"]) == 100
+    assert tasks.score(Task("t", [], [], [], metric="overlap"), rows, ["red"]) == 50
+    listing = "name golden fork ; food thai ; price low ; area river ; children yes ."
+    right = world.completion(world.attributes(listing))
+    rows = [Example([], [], listing, [right])]
+    task = Task("t", [], [], [], metric="attributes")
+    assert tasks.score(task, rows, [right]) == 100
+    assert tasks.score(task, rows, ["the golden fork serves greek food"]) == pytest.approx(100 * 2 * 1 / (5 + 2))
+    e2e = [Example([], [], "name[Aromi], food[Indian]", ["x"])]
+    assert tasks.score(task, e2e, ["Aromi is a place ."]) == pytest.approx(100 * 2 * 1 / (2 + 1))
