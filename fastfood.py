@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CHUNK = 2**17       # numbers worked on at a time: half a megabyte in float32, which stays in a core's cache
+CHUNK = 2**18       # numbers worked on at a time: a megabyte in float32, so that it stays in cache
 CUDA_CHUNK = 2**24  # a GPU wants few large steps instead
 DRAW = 2**17        # numbers drawn at a time, on every device: another value would give another P
 AXIS = 32           # the largest Hadamard matrix that is written out
