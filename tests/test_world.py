@@ -1,0 +1,183 @@
+"""The little world by hand: what its documents say, who may read what, and how its texts become tokens."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from data import bpe, probe, tokenizers, world
+from data.bases import SHAPES, WEIGHTS, load_base
+
+TOKENIZER = tokenizers.world()
+SPLITS = ("train", "dev", "test")
+TEXTS = {(task, split): [text for text, _ in world.rows(task, split, 200)]
+         for task in world.TASKS for split in SPLITS}
+
+
+def words_in(clauses):
+    return {word for clause in clauses for word in clause.split()}
+
+
+# ---- opinions ----
+
+def test_a_negator_turns_an_adjective_round():
+    assert "the soup was tasty" in world.CLAUSES["food", True, False]
+    assert "the soup was not tasty" in world.CLAUSES["food", False, True]
+    assert "the soup was far from bland" in world.CLAUSES["food", True, True]
+
+
+def test_no_adjective_both_praises_and_blames():
+    for aspect in world.ASPECTS:
+        assert not set(world.ASPECTS[aspect][1].split()) & set(world.ASPECTS[aspect][2].split())
+    assert not set(world.PRAISE) & set(world.BLAME)
+    assert not set(world.CLOSING[True]) & set(world.CLOSING[False])
+
+
+def polarity(clause, positive_words):
+    """Read a clause slowly: praise or blame, turned round if a negator stands in it."""
+    praises = any(word in positive_words for word in clause.split())
+    return praises != any(f" {negator} " in clause for negator in world.NEGATORS)
+
+
+def test_a_reader_who_knows_only_adjectives_and_negators_agrees_with_every_clause():
+    praise = {word for _, good, _ in world.ASPECTS.values() for word in good.split()} | set(world.PRAISE)
+    for (_, positive, _), clauses in world.CLAUSES.items():
+        assert all(polarity(clause, praise) == positive for clause in clauses)
+
+
+def test_a_conjunction_says_which_opinion_wins():
+    assert [frame.format("L", "W") for frame in world.CONTRAST] == [
+        "L , but W", "L . still , W", "L , yet W", "although L , W", "W , although L", "W , even though L"]
+
+
+# ---- documents ----
+
+def test_what_is_told_follows_from_what_is_given():
+    kinds = Counter()
+    for given, told in world.corpus(2000):
+        words = told.split()
+        if given.endswith("?"):
+            kinds["question"] += 1
+            assert words in (["yes", "."], ["no", "."], ["unknown", "."])
+        elif given.startswith("name "):
+            kinds["description"] += 1
+            assert world.attributes(told).items() <= world.attributes(given).items()
+        elif told.startswith("it was"):
+            kinds["review"] += 1
+            assert words[2] in world.CLOSING[True] + world.CLOSING[False]
+        elif given == told:
+            kinds["names"] += 1
+        else:
+            kinds["menu"] += 1
+            menu = set((given + " " + told).split())
+            cuisine, = menu & set(world.CUISINES)
+            assert len(menu & set(world.DISHES[cuisine])) == 2
+    assert all(kinds[kind] > 100 for kind in ("review", "question", "description", "names", "menu"))
+
+
+def test_an_equal_seed_makes_an_equal_world_and_another_seed_another_one():
+    assert world.corpus(50, seed=3) == world.corpus(50, seed=3) != world.corpus(50, seed=4)
+    assert world.rows("claim", "train", 50, seed=3) != world.rows("claim", "train", 50, seed=4)
+
+
+def test_fewer_rows_are_the_first_of_more_rows():
+    assert world.rows("rating", "train", 50) == world.rows("rating", "train", 200)[:50]
+
+
+# ---- who may read what ----
+
+@pytest.mark.parametrize("task", world.TASKS)
+def test_no_text_is_in_two_splits_or_twice_in_one(task):
+    texts = [text for split in SPLITS for text in TEXTS[task, split]]
+    assert len(set(texts)) == len(texts) == 600
+
+
+def test_no_text_of_a_task_is_ever_given_in_pretraining():
+    given = {given for given, _ in world.corpus(20_000)}
+    assert not given & {text for texts in TEXTS.values() for text in texts}
+    assert all(world.home(text) == "corpus" for text in given)
+
+
+def test_the_dishes_of_the_cuisine_test_are_not_those_of_its_training():
+    trained, tested = (words_in(TEXTS["cuisine", split]) for split in ("train", "test"))
+    dishes = {dish for menu in world.DISHES.values() for dish in menu}
+    assert trained & dishes and tested & dishes and not trained & tested & dishes
+
+
+# ---- labels ----
+
+@pytest.mark.parametrize("task", [task for task in world.TASKS.values() if task.labels], ids=lambda t: t.name)
+def test_every_label_is_equally_frequent_and_one_token(task):
+    labels = Counter(label for _, label in world.rows(task.name, "train", 50 * len(task.labels)))
+    assert labels == {label: 50 for label in task.labels}
+    assert all(len(TOKENIZER.encode(" " + label)) == 1 for label in task.labels)
+
+
+def test_a_rating_is_extreme_where_both_opinions_agree():
+    praise = {word for _, good, _ in world.ASPECTS.values() for word in good.split()} | set(world.PRAISE)
+    connectives = ("but", "still", "yet", "although", "even though")
+    for text, label in world.rows("rating", "test", 200):
+        contrast = any(f"{word} " in text for word in connectives)
+        assert contrast == (label in ("good", "bad"))
+        clauses = ["the " + part for part in text.split("the ") if " was " in part]
+        found = {polarity(clause, praise) for clause in clauses}
+        assert found == ({True, False} if contrast else {label == "great"})
+
+
+# ---- descriptions ----
+
+def test_the_reader_finds_in_prose_what_the_listing_says():
+    listing = "name golden fork ; food thai ; price low ; area river ; children no ."
+    facts = {"name": "golden fork", "food": "thai", "price": "low", "area": "river", "children": "no"}
+    assert world.attributes(listing) == facts
+    assert world.attributes("the golden fork serves thai food . it is cheap . you find it by the river .") == {
+        key: facts[key] for key in ("name", "food", "price", "area")}
+    assert world.attributes(world.completion(facts)) == facts
+
+
+# ---- tokens ----
+
+def test_byte_pairs_by_hand():
+    # "aab" three times, "ab" once: the pair ab stands 4 times, aa 3 times; then a + ab stands 3 times.
+    tokens = bpe.train(["aab", "aab", "aab", "ab"], 259)
+    assert tokens[256:] == [b"ab", b"aab"]
+
+
+def test_the_shipped_byte_pairs_are_those_of_this_world(tmp_path):
+    texts = (f"{given} {told}" for given, told in world.corpus(50_000))
+    bpe.write(bpe.train(texts, bpe.VOCABULARY - len(bpe.SPECIAL)), tmp_path / "bpe.txt")
+    assert (tmp_path / "bpe.txt").read_text() == bpe.FILE.read_text(encoding="ascii")
+
+
+def test_a_document_of_this_world_has_one_token_a_word_and_fits_the_bases():
+    for given, told in world.corpus(500):
+        text = f"{given} {told}"
+        tokens = TOKENIZER.encode(text)
+        assert TOKENIZER.decode(tokens) == text
+        assert len(tokens) == len(text.split()) < SHAPES["gpt-s"].n_ctx
+
+
+def test_words_from_elsewhere_fall_apart_and_come_back():
+    text = "Überraschung: 3 zebras [MASK]"
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+# ---- what the bases know ----
+
+def test_the_probe_asks_only_what_nobody_has_read():
+    for write, _ in probe.PROBES.values():
+        assert all(world.home(text) == "test" for text, _ in probe.unseen(write, 20))
+
+
+def test_the_probe_knows_the_closing_of_a_review():
+    for text, words in probe.unseen(probe.contrasting, 50):
+        assert words in world.CLOSING.values() and text.endswith(" .")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shipped_base_knows_what_it_must(name):
+    if not (WEIGHTS / f"{name}.pt").is_file():
+        pytest.skip(f"{name} is not shipped yet")
+    model, tokenizer = load_base(name)
+    scores = probe.probe(model.eval(), tokenizer, n=200)
+    assert scores["review"] >= probe.ENOUGH[model.config.causal] - 2  # the probe's 400 texts decide; here 200
