@@ -81,7 +81,7 @@ def load_task(name, tokenizer, config, data=None, examples=None, seed=0):
     if not spec.labels:
         return text_task(name, splits, encoder, "attributes", spec.about)
     labels = list(spec.labels)
-    return label_task(name, splits, encoder, labels, labels, spec.bert, spec.about)
+    return label_task(name, splits, encoder, labels, labels, spec.template, spec.about)
 
 
 class Encoder:
@@ -130,6 +130,16 @@ class Encoder:
         targets = [-100] * (len(prompt_ids) - 1) + completion
         return Example(ids[:-1], targets, prompt, answers)
 
+    def hidden(self, given, told, rng):
+        """`told` behind `given`, two thirds of its tokens hidden, one at least; these are to be found."""
+        encode, mask = self.tokenizer.encode, self.tokenizer.mask
+        before, words = encode(given), encode(" " + told)
+        hide = [rng.random() < 2 / 3 for _ in words]
+        hide[rng.randrange(len(words))] = True
+        ids = before + [mask if h else word for word, h in zip(words, hide)]
+        targets = [-100] * len(before) + [word if h else -100 for word, h in zip(words, hide)]
+        return Example(self.tokenizer.wrap(ids), [-100, *targets, -100], given, [told])
+
 
 def only(target, place, length):
     """Targets with one word wanted, at `place`."""
@@ -160,16 +170,14 @@ def text_task(name, splits, encoder, metric, about=""):
 
 
 def corpus_task(encoder, examples, seed):
-    """Pretraining: one document a row; GPT predicts every next word, BERT the phrases that were hidden."""
-    rng = random.Random(f"mask {seed}")
-    tokenizer, made = encoder.tokenizer, []
-    for document in world.corpus(examples + SIZES["dev"], seed):
-        if encoder.config.causal:
-            ids = tokenizer.encode(document) + [tokenizer.eos]
-            ids, targets = ids[:-1], ids[1:]
-        else:
-            ids, targets = world.hide(rng, document, tokenizer)
-        made.append(Example(ids, targets, document, []))
+    """Pretraining: a document is completed (GPT), or words are hidden in its second part (BERT).
+
+    Only what follows from the rest is asked for. Most of a document's first part follows from nothing (which
+    restaurant, which dish, whether they liked it), and this noise drowns what there is to learn.
+    """
+    rng, made = random.Random(f"hide {seed}"), []
+    for given, told in world.corpus(examples + SIZES["dev"], seed):
+        made.append(encoder.completed(given, [told]) if encoder.config.causal else encoder.hidden(given, told, rng))
     dev = SIZES["dev"]
     return Task("corpus", made[dev:], made[:dev], [], metric="", about="documents of the little world")
 
