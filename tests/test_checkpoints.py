@@ -153,6 +153,11 @@ def test_the_mlp_of_gpt2_is_four_times_as_wide_unless_said_otherwise(tmp_path):
     assert checkpoints.read(tmp_path)[0].d_ff == 48
 
 
+def test_gpt2_without_a_head_of_its_own_has_none(tmp_path):
+    build("gpt2", BARE, tie_word_embeddings=False).save_pretrained(tmp_path)
+    assert checkpoints.read(tmp_path)[0].lm_head == "none"
+
+
 def test_a_text_may_fill_the_positions_to_the_last_one(tmp_path):
     """RoBERTa's 11 positions hold 9 tokens: it counts from 2, behind its pad's id 1."""
     theirs = build("roberta", HEADS)

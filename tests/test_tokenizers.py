@@ -69,6 +69,24 @@ def test_the_merges_are_applied_in_their_order(tmp_path):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_every_byte_has_a_letter():
+    letters = byte_letters()
+    assert sorted(letters.values()) == list(range(256))
+    assert [letters[c] for c in "!~¡ÿĀĠŃ"] == [33, 126, 161, 255, 0, 32, 173]  # the last three do not print
+
+
+@pytest.mark.parametrize("merge", [list, " ".join])
+def test_a_tokenizer_file_alone_says_the_same(merge, tmp_path):
+    vocab = small(tmp_path, ["<|endoftext|>"], shuffled)
+    expected = bpe_from(tmp_path, wraps=False).encode(" lowers lower lowé")
+    (tmp_path / "vocab.json").unlink()
+    (tmp_path / "merges.txt").unlink()
+    whole = {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+             "model": {"type": "BPE", "vocab": vocab, "merges": [merge(pair) for pair in MERGES]}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+    assert bpe_from(tmp_path, wraps=False).encode(" lowers lower lowé") == expected
+
+
 def test_robertas_ids_are_gpt2s_in_another_order(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -176,7 +194,8 @@ def test_wordpiece_gives_the_ids_of_transformers(tmp_path):
         assert tokenizer.wrap(tokenizer.encode(text)) == theirs(text)["input_ids"], text
     special = theirs.pad_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id
     assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.mask) == special
-    assert tokenizer.decode(tokenizer.encode("An unaffable film")) == "an unaffable film"
+    ids = tokenizer.wrap(tokenizer.encode("An unaffable film"))
+    assert tokenizer.decode(ids) == "[CLS] an unaffable film [SEP]"
     assert len(tokenizer.encode("word " * 600)) == 600, "no limit of 128, and no pads up to it"
     assert tokenizer.mask not in tokenizer.encode("[MASK]")
 
@@ -190,6 +209,7 @@ def test_wordpiece_from_the_bare_vocabulary_follows_its_settings(settings, tmp_p
     settings = {"tokenizer_class": "BertTokenizer", **settings}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     theirs, tokenizer = library().BertTokenizerFast.from_pretrained(folder), wordpiece_from(folder)
+    assert tokenizer.vocab_size == 30522
     for text in TRICKY + mixed_texts(50):
         assert tokenizer.wrap(tokenizer.encode(text)) == theirs(text)["input_ids"], text
 
@@ -229,6 +249,16 @@ def test_a_vocabulary_that_does_not_fit_the_merges_is_refused(tmp_path):
         bpe_from(tmp_path, wraps=True)
 
 
+def test_a_vocabulary_without_cls_is_no_berts(tmp_path):
+    pytest.importorskip("tokenizers", reason="pip install -r requirements-extra.txt")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[SEP]\nword\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="no .CLS."):
+        wordpiece_from(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram"}}), encoding="utf-8")
+    with pytest.raises(ValueError, match="model 'Unigram', not WordPiece"):
+        wordpiece_from(tmp_path)
+
+
 def test_a_gpt2_vocabulary_is_no_robertas(tmp_path):
     small(tmp_path, ["<|endoftext|>"])
     with pytest.raises(ValueError, match="no <s>"):
@@ -260,3 +290,7 @@ def test_a_checkpoint_and_its_tokenizer_must_agree(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(settings | {"vocab_size": 263}), encoding="utf-8")
     with pytest.raises(ValueError, match="264 tokens, the model only vocab_size=263"):
         checkpoints.tokenizer(tmp_path)
+
+    small(tmp_path, ["<s>", "</s>"])
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"model_type": "roberta", "vocab_size": 300}))
+    assert checkpoints.tokenizer(tmp_path).wrap([7]) == [0, 7, 1]
