@@ -81,6 +81,10 @@ def test_the_papers_start_is_near_the_identity_but_not_on_it():
     assert moved(0.1) > 1
 
 
+def test_where_the_up_projection_is_zero_the_down_projection_has_the_papers_spread():
+    assert 0.008 < Bottleneck(96, 64, 0.0, "cpu").down.weight.std() < 0.0095
+
+
 def test_no_starting_number_is_beyond_two_spreads():
     weight = Bottleneck(96, 64, 0.01, "cpu").up.weight
     assert weight.abs().max() <= 0.02

@@ -131,7 +131,7 @@ def test_a_start_from_the_labels_is_their_rows_and_then_words_of_the_vocabulary(
 
 
 def test_a_random_start_has_the_spread_of_the_table():
-    """Table: N(0, 0.02²) here. Numbers of another size would be no words at all for the frozen layers."""
+    """Numbers of another size would be no words at all to the frozen layers."""
     vectors, table = start(length=500, init="random")
     assert abs(vectors.std() / table.std() - 1) < 0.05
     assert not any((table == vector).all(dim=1).any() for vector in vectors[:3])
