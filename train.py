@@ -262,7 +262,8 @@ def check_end(model, start, frozen_before, say):
     still = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     if fingerprint(still) != frozen_before:
         raise AssertionError("a frozen tensor has changed")
-    say(f"check      frozen: {sum(p.numel() for p in still.values()):,} numbers are bit-identical")
+    kept = f"{sum(p.numel() for p in still.values()):,} numbers are bit-identical" if still else "nothing is frozen"
+    say(f"check      frozen: {kept}")
     mine = trainable(model)
     unmoved = [name for name in mine if torch.equal(mine[name], start[name])]
     say(f"check      delta: {len(mine) - len(unmoved)} of {len(mine)} tensors have moved"
