@@ -15,8 +15,8 @@ A claim is a function whose docstring is its entry. The rooms, in the survey's o
         bench.note(f"The prompt scores {pm(scores(records))}.")
         return above(scores(records), 50)
 
-Kinds: A counted, U exact on a tiny model, E experiment, D definition or history. A verdict is computed from its
-numbers each time the ledger is printed: nothing but finished runs and measurements is ever stored.
+Kinds: A counted, U exact on a tiny model, E experiment, D definition or history. A verdict is computed from
+its numbers each time the ledger is printed: nothing but finished runs and measurements is ever stored.
 """
 
 import inspect
@@ -113,7 +113,7 @@ def plain(entry):
             "numbers": " ".join(entry.notes), "article": entry.claim.parts.get("Article"),
             "tests": entry.claim.parts.get("Tests"), "again": entry.claim.command}
     lines = [f"{entry.claim.name} ({entry.claim.kind})  {entry.verdict.upper()}",
-             *textwrap.wrap(f"\"{entry.claim.sentence}\"", 106, initial_indent="   ", subsequent_indent="   ")]
+             *textwrap.wrap(f'"{entry.claim.sentence}"', 106, initial_indent="   ", subsequent_indent="   ")]
     for name, text in rows.items():
         if text:
             lines += textwrap.wrap(text, 108, initial_indent=f"   {name:<12}", subsequent_indent=" " * 15,
@@ -125,8 +125,8 @@ def markdown(entries, how):
     """The whole ledger as Markdown; `how` says with what it was measured."""
     counts = {verdict: sum(e.verdict == verdict for e in entries) for verdict in VERDICTS}
     lines = ["# The survey, claim by claim", "", how, "",
-             "Kinds: A counted, U exact on a tiny model, E experiment, D definition or history. ± is half a 95 % "
-             "confidence interval over seeds.", "", "| verdict | claims | |", "|---|---|---|"]
+             "Kinds: A counted, U exact on a tiny model, E experiment, D definition or history. ± is half a "
+             "95 % confidence interval over seeds.", "", "| verdict | claims | |", "|---|---|---|"]
     for verdict, number in counts.items():
         if number:
             names = ", ".join(link(e.claim) for e in entries if e.verdict == verdict)

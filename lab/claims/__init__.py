@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import train
-from lab.claims import cost, addition, specification, intrinsic, lora  # noqa: F401  (in the survey's order)
+from lab.claims import cost, adapters, soft, specification, intrinsic, lora  # noqa: F401  (their order)
 from lab.claims.bench import Bench, NotRun
 from lab.ledger import CLAIMS, UNRUN, VERDICTS, Entry, markdown, plain
 
@@ -56,8 +56,8 @@ def summary(entries):
     counts = {verdict: sum(e.verdict == verdict for e in entries) for verdict in VERDICTS}
     lines = [f"{number:>4}  {verdict}" for verdict, number in counts.items() if number]
     if missing := [e.claim for e in entries if e.verdict == UNRUN]:
-        lines.append(f"\nNot run: {' '.join(c.name for c in missing)}; about {sum(c.minutes for c in missing):.0f} "
-                     f"minutes of one core: python eval.py claims --run all")
+        names, minutes = " ".join(c.name for c in missing), sum(c.minutes for c in missing)
+        lines.append(f"\nNot run: {names}\npython eval.py claims --run all, about {minutes:.0f} minutes of one core")
     return "\n".join(lines)
 
 
@@ -70,7 +70,7 @@ def main(argv):
     parser.add_argument("--out", default="out", help="folder of results.jsonl [out]")
     parser.add_argument("--markdown", metavar="FILE", help="write the ledger to this file")
     parser.add_argument("--real-base", metavar="DIR", help="a checkpoint for C4, C26 and C37, say MiniLM")
-    parser.add_argument("--real-data", metavar="DIR", help="its task, say SST-2 (train.tsv, dev.tsv, test.tsv)")
+    parser.add_argument("--real-data", metavar="DIR", help="its task, say SST-2, in train.tsv and dev.tsv")
     args = parser.parse_args(argv)
     names = [name.upper() for name in args.names]
     if unknown := [name for name in names if name not in CLAIMS]:

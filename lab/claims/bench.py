@@ -10,9 +10,13 @@ import train
 from data.bases import SHAPES
 from deltas import attach, methods, trainable
 from lab import results, trials
+from lab.ledger import pm
+from lab.trials import scores
 from model import Config, Transformer
 
 TINY = Config(vocab_size=17, n_ctx=12, d_model=12, n_layer=2, n_head=3, d_ff=20)
+REAL_STEPS = 100
+
 
 class NotRun(Exception):
     """A number is wanted that results.jsonl does not hold, and nothing may be run now."""
@@ -26,14 +30,15 @@ class Bench:
     """
 
     def __init__(self, out="out", seeds=3, run=False, real=None, say=print, **always):
-        self.out, self.seeds, self.may_run, self.say, self.always = Path(out), tuple(range(seeds)), run, say, always
+        self.out, self.seeds, self.always = Path(out), tuple(range(seeds)), always
+        self.may_run, self.say = run, say
         self.notes, self.known = [], {name(r["settings"]): r for r in results.read(out)}
         if real:
             key = {"measure": "real checkpoint", "base": str(real[0]), "data": str(real[1])}
             results.append(out, {"method": "measure", "settings": key})
             self.known[name(key)] = {"settings": key}
-        named = [r["settings"] for r in self.known.values() if r["settings"].get("measure") == "real checkpoint"]
-        self.real = {"base": named[-1]["base"], "data": named[-1]["data"]} if named else None
+        keys = [r["settings"] for r in self.known.values()]
+        self.real = next((k for k in reversed(keys) if k.get("measure") == "real checkpoint"), None)
 
     def note(self, text):
         """Add a sentence with numbers to the entry under way."""
@@ -41,7 +46,7 @@ class Bench:
 
     def trial(self, method, seeds=None, **choice):
         """One record a seed: on gpt-xs and `rating`, in 300 steps, unless told otherwise."""
-        choice = ({} if "data" in choice else {"base": "gpt-xs", "task": "rating", "steps": 300}) | choice | self.always
+        choice = {"base": "gpt-xs", "task": "rating", "steps": 300} | choice | self.always
         found = []
         for seed in self.seeds if seeds is None else seeds:
             key = name(trials.settings(method, seed=seed, **choice).key)
@@ -53,19 +58,25 @@ class Bench:
     def run_one(self, method, seed, choice):
         known = results.find(self.out, trials.settings(method, seed=seed, **choice).key)
         if known is None and not self.may_run:
-            raise NotRun(f"{method} on {Path(choice['base']).name}, {choice.get('task', 'own data')}, seed {seed}")
+            task = Path(choice["data"]).name if "data" in choice else choice["task"]
+            raise NotRun(f"{method} on {Path(choice['base']).name}, {task}, seed {seed}")
         return known or trials.trial(method, (seed,), self.out, self.say, **choice)[0]
 
     def tuned(self, method, rates=None, seeds=None, **choice):
-        """All seeds at the learning rate that dev likes best with the first one: the default, a third, or thrice."""
+        """All seeds at the learning rate that dev likes best with the first: the default, x 0.3, or x 3."""
         seeds = self.seeds if seeds is None else seeds
-        usual = methods()[method].lr_real if "data" in choice else methods()[method].lr
-        rates = rates or [float(f"{factor * usual:.2g}") for factor in (1, 0.3, 3)]
+        rates = rates or [float(f"{factor * methods()[method].lr:.2g}") for factor in (1, 0.3, 3)]
         best = max(rates, key=lambda lr: self.trial(method, seeds[:1], lr=lr, **choice)[0]["dev_score"])
         return self.trial(method, seeds, lr=best, **choice)
 
+    def on_real(self, *names):
+        """A label, and {technique: records} on the real checkpoint at the default learning rates."""
+        choice = {"base": self.real["base"], "data": self.real["data"], "steps": REAL_STEPS}
+        label = f"{Path(choice['base']).name} on {Path(choice['data']).name}, {REAL_STEPS} steps"
+        return label, {method: self.trial(method, **choice) for method in names}
+
     def kept(self, measure, function, **settings):
-        """The dictionary that `function()` returns, measured once and kept under this name and these settings."""
+        """The dictionary that `function()` returns, measured once and kept under this name and settings."""
         key = {"measure": measure} | settings
         if name(key) not in self.known:
             if not self.may_run:
@@ -74,6 +85,15 @@ class Bench:
             self.known[name(key)] = {"method": "measure", "settings": key} | function()
             results.append(self.out, self.known[name(key)])
         return self.known[name(key)]
+
+
+def each(found, show):
+    """{"a": 1, "b": 2} as "a 1, b 2", values as `show` has them."""
+    return ", ".join(f"{key} {show(value)}" for key, value in found.items())
+
+
+def score(records):
+    return pm(scores(records))
 
 
 def name(key):
@@ -107,18 +127,23 @@ def gradients(model, ids):
 # ---- time, always side by side ----
 
 def side_by_side(functions, rounds=15):
-    """{name: median milliseconds} of functions that take turns, so that a busy machine slows all alike."""
-    spent = {key: [] for key in functions}
-    for _ in range(rounds + 1):
+    """{name: median milliseconds} of functions that take turns: processor time of one thread.
+
+    What else the machine does then hardly counts, which the clock on the wall would be full of.
+    """
+    spent, threads = {key: [] for key in functions}, torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(rounds + 1):  # the first round warms up
         for key, function in functions.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             function()
-            spent[key].append(1000 * (time.perf_counter() - begin))
+            spent[key].append(1000 * (time.process_time() - begin))
+    torch.set_num_threads(threads)
     return {key: sorted(times[1:])[rounds // 2] for key, times in spent.items()}
 
 
 def step_of(method, base="gpt-s", batch_size=32, length=32, **fields):
-    """A function that takes one training step (forward, backward, AdamW) on random tokens; weights are random."""
+    """A function that takes one training step: forward, backward and AdamW; weights and tokens are random."""
     model = attach(methods()[method](**fields), Transformer(SHAPES[base]))
     parameters = list(trainable(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)

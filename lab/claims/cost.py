@@ -1,10 +1,9 @@
 """C1 to C5: what full fine-tuning costs, whether a few parameters can replace it, and the three families."""
 
 import math
-from pathlib import Path
 
 from deltas import METHODS, merge, methods, trainable
-from lab.claims.bench import tiny, with_delta
+from lab.claims.bench import each, side_by_side, step_of, tiny, with_delta
 from lab.costs import size
 from lab.ledger import COUNTS, DEFINES, FAILS, HOLDS, OPEN, above, claim, pm, share, together
 from lab.trials import mean, scores
@@ -16,50 +15,68 @@ TECHNIQUES = [name for name in METHODS if name not in ("full", "intrinsic")]
 
 @claim("A+E", minutes=2)
 def c1_cost_grows_with_size(bench):
-    """As pretrained models grow, adapting one to a task costs ever more: memory and time multiply, and so does storage.
+    """As pretrained models grow, adapting one to a task costs ever more: memory and time multiply, and so
+    does storage.
 
     Origin: undisputed; the survey's motive.
-    Measured: memory of a training step, the stored file and the time of a step of full fine-tuning on three bases
-    of the little world; the slope of each against the number of parameters D, both as logarithms (1: proportional).
+    Measured: memory of a training step, the stored file and the time of a step of full fine-tuning on
+    three bases of the little world; the slope of each against the number of parameters D, both as
+    logarithms (1: proportional).
     """
-    records = [bench.trial("full", base=base)[0] for base in ("gpt-xs", "gpt-s", "gpt-m")]
-    slopes = {}
-    for field, unit in (("stored_bytes", "bytes"), ("peak_mb", "MB"), ("ms_per_step", "ms")):
-        low, high = records[0], records[-1]
-        slopes[field] = math.log(high[field] / low[field]) / math.log(high["base_params"] / low["base_params"])
-        values = ", ".join(f"{r[field]:,.0f}" for r in records)
-        bench.note(f"{field}: {values} {unit}, slope {slopes[field]:.2f}.")
-    sizes = ", ".join(f"{r['base_params']:,}" for r in records)
-    bench.note(f"D: {sizes}. Memory grows more slowly than D because a small model's step is mostly activations.")
-    return growing(records, slopes)
+    bases = "gpt-xs", "gpt-s", "gpt-m"
+
+    def measure():
+        return {"ms": list(side_by_side({base: step_of("full", base) for base in bases}).values())}
+    records = [bench.trial("full", seeds=(0,), base=base)[0] for base in bases]
+    costs = {"file, bytes": [r["stored_bytes"] for r in records],
+             "memory of a step, MB": [r["peak_mb"] for r in records],
+             "time of a step, ms": bench.kept("steps of full fine-tuning", measure)["ms"]}
+    sizes = [r["base_params"] for r in records]
+    slopes = {what: slope(sizes, values) for what, values in costs.items()}
+    bench.note(f"D: {listed(sizes)}. " + "; ".join(f"{what}: {listed(values)}, slope {slopes[what]:.2f}"
+                                                   for what, values in costs.items())
+               + ". Memory grows more slowly than D because a small model's step is mostly activations.")
+    return growing(costs.values(), slopes["file, bytes"])
 
 
-def growing(records, slopes):
-    """Storage in proportion to D; memory and time larger with every size."""
-    larger = all(a[field] < b[field] for field in slopes for a, b in zip(records, records[1:]))
-    return HOLDS if larger and abs(slopes["stored_bytes"] - 1) < 0.05 else FAILS
+def listed(values):
+    return ", ".join(f"{value:,.0f}" for value in values)
+
+
+def slope(sizes, values):
+    """From the smallest to the largest, both as logarithms."""
+    return math.log(values[-1] / values[0]) / math.log(sizes[-1] / sizes[0])
+
+
+def growing(costs, storage):
+    """Every cost is larger with every size, and storage, whose slope this is, in proportion."""
+    larger = all(a < b for values in costs for a, b in zip(values, values[1:]))
+    return HOLDS if larger and abs(storage - 1) < 0.05 else FAILS
 
 
 @claim("A")
 def c2_ten_billion_do_not_fit(bench):
-    """Training a model of more than ten billion parameters on one consumer card, or any single card, is hardly possible.
+    """Training a model of more than ten billion parameters on one consumer card, or any single card, is
+    hardly possible.
 
     Origin: true for full fine-tuning with Adam; LoRA and quantised weights have softened it since.
-    Measured: bytes by the plain formula: weight + gradient + two moments = 4 + 4 + 4 + 4 a parameter in float32;
-    a delta before fp16 weights: 2 a parameter, and 4 + 4 + 8 a trained one. Activations come on top.
+    Measured: bytes by the plain formula: weight + gradient + two moments = 4 + 4 + 4 + 4 a parameter in
+    float32; a delta before fp16 weights: 2 a parameter, and 4 + 4 + 8 a trained one. Activations come on
+    top.
     """
     D = 10 * 10**9
     full, frozen = 16 * D, 2 * D
     delta = frozen + (4 + 4 + 8) * D // 1000
-    bench.note(f"Full fine-tuning: 10,000,000,000 x 16 bytes = {full / 1e9:.0f} GB; cards have 24 (consumer) and 80 GB.")
-    bench.note(f"A delta of a thousandth: 10,000,000,000 x 2 + 10,000,000 x 16 bytes = {delta / 1e9:.2f} GB, which does "
-               "fit into 24 GB: it is this claim that delta tuning has overtaken.")
+    bench.note(f"Full: {D:,} x 16 bytes = {full / 1e9:.0f} GB; cards have 24 (consumer) and 80 GB.")
+    bench.note(f"A delta of a thousandth: {D:,} x 2 + {D // 1000:,} x 16 bytes = {delta / 1e9:.2f} GB, which "
+               "does fit into 24 GB: it is this claim that delta tuning has overtaken.")
     return COUNTS if full > 80e9 else FAILS
 
 
 @claim("A")
 def c3_a_copy_per_task(bench):
-    """A full copy of the weights for every task is alarming: GPT-3 needs 350 or 700 GB a task, depending on precision.
+    """A full copy of the weights for every task is alarming: GPT-3 needs 350 or 700 GB a task, depending
+    on precision.
 
     Origin: exact, counting in powers of ten.
     Measured: the closed formula of full fine-tuning's count at GPT-3's shape, times 2 and times 4 bytes.
@@ -71,10 +88,9 @@ def c3_a_copy_per_task(bench):
     return COUNTS if round(half / 1e9, -1) == 350 and round(single / 1e9, -2) == 700 else FAILS
 
 
-def field(bench, **choice):
-    """{technique: records} of all techniques on a task: at their best learning rate, or on real data at the default."""
-    run = bench.trial if "data" in choice else bench.tuned
-    return {method: run(method, **choice) for method in [*TECHNIQUES, "full"]}
+def field(bench, task):
+    """{technique: records} of all techniques, each at the learning rate that dev likes best."""
+    return {method: bench.tuned(method, task=task) for method in [*TECHNIQUES, "full"]}
 
 
 def winner(found):
@@ -84,39 +100,40 @@ def winner(found):
 
 @claim("E", minutes=11)
 def c4_few_parameters_are_enough(bench):
-    """Training a few parameters and freezing the rest comes close to full fine-tuning, and sometimes reaches it.
+    """Training a few parameters and freezing the rest comes close to full fine-tuning, and sometimes
+    reaches it.
 
-    Origin: Houlsby et al., Hu et al., Ben Zaken et al.; in the survey's own runs slightly below on average.
-    Measured: on four tasks with gpt-xs, the delta that dev prefers against full fine-tuning, each with its learning
-    rate tuned on dev: test score in percent of full fine-tuning's, paired by seed. Close means 95 % or more.
+    Origin: Houlsby et al., Hu et al., Ben Zaken et al.; in the survey's own runs slightly below on
+    average.
+    Measured: on four tasks with gpt-xs, the delta that dev prefers against full fine-tuning, each with
+    its learning rate tuned on dev: test score in percent of full fine-tuning's, paired by seed. Close
+    means 95 % or more.
     """
-    verdicts = [closeness(bench, task, task=task) for task in TASKS]
+    verdicts = [closeness(bench, task, field(bench, task)) for task in TASKS]
     if bench.real:
-        verdicts.append(closeness(bench, f"{Path(bench.real['base']).name} on {Path(bench.real['data']).name}",
-                                  **bench.real, steps=100))
+        verdicts.append(closeness(bench, *bench.on_real(*TECHNIQUES, "full")))
     else:
         bench.note("On a real checkpoint: python eval.py claims C4 --real-base MINILM --real-data SST2.")
     return together(*verdicts)
 
 
-def closeness(bench, label, **choice):
-    found = field(bench, **choice)
+def closeness(bench, label, found):
     best = winner(found)
     ratios = share(found[best], found["full"])
-    others = ", ".join(f"{m} {mean(scores(found[m])):.1f}" for m in TECHNIQUES if m != best)
-    bench.note(f"{label}: full {mean(scores(found['full'])):.1f}, {best} {mean(scores(found[best])):.1f} = "
-               f"{pm(ratios)} % of it ({others}).")
+    bench.note(f"{label}: {best} is best, {pm(ratios)} % of full "
+               f"({each(found, lambda records: f'{mean(scores(records)):.1f}')}).")
     return above(ratios, 95)
 
 
 @claim("D/U")
 def c5_three_families(bench):
-    """The techniques fall into three classes: those that add, those that select, and those that reparameterise.
+    """The techniques fall into three classes: those that add, those that select, and those that
+    reparameterise.
 
     Origin: the survey's own division.
-    Measured: for every technique, what training touches in a tiny model: new tensors while the base is untouched
-    (addition), tensors of the base itself (specification), or the base's weights through a few numbers, so that
-    merging gives the plain base back (reparameterisation).
+    Measured: for every technique, what training touches in a tiny model: new tensors while the base is
+    untouched (addition), tensors of the base itself (specification), or the base's weights through a few
+    numbers, so that merging gives the plain base back (reparameterisation).
     Tests: tests/test_invariants.py::test_every_technique_belongs_to_a_family_and_has_a_file_a_test_and_learning_rates_of_its_own
     """
     found = {method: family(method) for method in METHODS if method != "full"}
@@ -127,7 +144,7 @@ def c5_three_families(bench):
 
 
 def family(method):
-    """The class of a technique, from what it trains and from whether it can be merged; its label is not looked at."""
+    """The class of a technique, from what it trains and whether it can be merged, not from its label."""
     fields = {"k": 1} if method == "last_layer" else {"norms": False} if method == "adapter" else \
         {"dim": 7} if method == "intrinsic" else {}
     model, _ = tiny()

@@ -5,7 +5,7 @@ import torch
 from data.bases import SHAPES
 from fastfood import Dense, Fastfood
 from lab import d90
-from lab.claims.bench import gradients, side_by_side, tiny, with_delta
+from lab.claims.bench import each, gradients, score, side_by_side, tiny, with_delta
 from lab.claims.cost import TASKS
 from lab.costs import projection
 from lab.ledger import COUNTS, FAILS, HOLDS, OPEN, WRONG, above, claim, minus, pm, together
@@ -18,17 +18,19 @@ BEYOND = 2 * GRID[-1]  # stands for a d90 that the grid does not reach
 
 @claim("E", minutes=1)
 def c27_few_examples_many_parameters(bench):
-    """With hundreds to thousands of examples one can train 10^8 to 10^10 parameters, and they generalise well.
+    """With hundreds to thousands of examples one can train 10^8 to 10^10 parameters, and they generalise
+    well.
 
     Origin: the premise of Aghajanyan et al.
-    Measured: full fine-tuning of gpt-xs on `rating` with 50, 200 and 1,000 examples, pretrained and from random
-    weights: test score. It holds if the pretrained one is at 90 % accuracy and ahead with 200 examples.
+    Measured: full fine-tuning of gpt-xs on `rating` with 50, 200 and 1,000 examples, pretrained and from
+    random weights: test score. It holds if the pretrained one is at 90 % accuracy and ahead with 200
+    examples.
     """
     pretrained = {n: bench.trial("full", examples=n) for n in (50, 200, 1000)}
     scratch = {n: bench.trial("full", examples=n, scratch=True) for n in pretrained}
     for n, found in pretrained.items():
-        bench.note(f"{n} examples, {found[0]['base_params'] // n:,} parameters each: pretrained {pm(scores(found))}, "
-                   f"from scratch {pm(scores(scratch[n]))}.")
+        bench.note(f"{n} examples, {found[0]['base_params'] // n:,} parameters for each: pretrained "
+                   f"{score(found)}, from scratch {score(scratch[n])}.")
     return together(above(scores(pretrained[200]), 90), above(minus(pretrained[200], scratch[200]), 0))
 
 
@@ -40,8 +42,9 @@ def dimension(bench, corrected=False, **choice):
     `corrected`: the target is nine tenths of the way from the majority class to full, not of full.
     """
     full = bench.trial("full", **{"examples": 1000} | choice | {"scratch": False})
-    goal, chance = d90.dev(full), full[0]["majority_score"] if corrected else 0.0
-    return d90.bracket(lambda d: d90.dev(at(bench, d, **choice)), chance + 0.9 * (goal - chance), GRID)[1] or BEYOND
+    chance = full[0]["majority_score"] if corrected else 0.0
+    target = chance + 0.9 * (d90.dev(full) - chance)
+    return d90.bracket(lambda d: d90.dev(at(bench, d, **choice)), target, GRID)[1] or BEYOND
 
 
 def at(bench, d, **choice):
@@ -57,11 +60,12 @@ def c28_low_intrinsic_dimension_explains_it(bench):
     """The explanation: pretrained models have a low intrinsic dimension.
 
     Origin: Aghajanyan et al. 2021.
-    Measured: d90 of gpt-xs on `rating`, pretrained and from random weights, with the same target: 90 % of the
-    pretrained full score (grid 8, 32, 128, 512, 2048). It holds if pretraining lowers d90.
+    Measured: d90 of gpt-xs on `rating`, pretrained and from random weights, with the same target: 90 % of
+    the pretrained full score (grid 8, 32, 128, 512, 2048). It holds if pretraining lowers d90.
     """
     pretrained, scratch = dimension(bench), dimension(bench, scratch=True)
-    bench.note(f"Pretrained: {text(pretrained)}; random weights: {text(scratch)}; D = {base_size(SHAPES['gpt-xs']):,}.")
+    D = base_size(SHAPES["gpt-xs"])
+    bench.note(f"Pretrained: {text(pretrained)}; random weights: {text(scratch)}; D = {D:,}.")
     return lower(pretrained, scratch)
 
 
@@ -72,11 +76,12 @@ def lower(first, second):
 
 @claim("D")
 def c29_the_maximum_dimension(bench):
-    """If a small subspace, projected up, gives a similar result, the largest dimension that does is the intrinsic one.
+    """If a small subspace, projected up, gives a similar result, the largest dimension that does is the
+    intrinsic one.
 
     Origin: Li et al. 2018, who say the smallest.
-    Measured: the rank of a projection from d = D = 60 numbers: with rank D every update can be reached, so the
-    largest dimension that works is D for any model and any task.
+    Measured: the rank of a projection from d = D = 60 numbers: with rank D every update can be reached,
+    so the largest dimension that works is D for any model and any task.
     Article: it is the minimum, not the maximum.
     Tests: tests/test_intrinsic.py::test_as_many_numbers_as_weights_can_represent_any_update
     """
@@ -91,27 +96,29 @@ def c30_ninety_percent_by_task(bench):
     """Similar means 90 % of the original score; the intrinsic dimension therefore belongs to a task.
 
     Origin: Aghajanyan et al.
-    Measured: d90 of gpt-xs on four tasks, for the target as they have it and for one that starts at the majority
-    class (90 % of full can be less than always guessing). It holds if the tasks differ.
+    Measured: d90 of gpt-xs on four tasks, for the target as they have it and for one that starts at the
+    majority class (90 % of full can be less than always guessing). It holds if the tasks differ.
     """
-    found = {task: (dimension(bench, task=task), dimension(bench, corrected=True, task=task)) for task in TASKS}
-    bench.note("; ".join(f"{task} {text(raw)}, above chance {text(true)}" for task, (raw, true) in found.items()) + ".")
-    return HOLDS if len({raw for raw, _ in found.values()}) > 1 else OPEN
+    raw, corrected = ({task: dimension(bench, corrected=above_chance, task=task) for task in TASKS}
+                      for above_chance in (False, True))
+    bench.note(f"As they have it: {each(raw, text)}. Above chance: {each(corrected, text)}.")
+    return HOLDS if len(set(raw.values())) > 1 else OPEN
 
 
 @claim("A+E", minutes=0.2)
 def c31_dense_projections_are_too_large(bench):
-    """A dense projection takes O(D d) time and memory, which is out of the question for 10^8 to 10^11 parameters.
+    """A dense projection takes O(D d) time and memory, which is out of the question for 10^8 to 10^11
+    parameters.
 
     Origin: exact.
-    Measured: bytes and operations at d = 1,000 by formula; time of one product at the size of gpt-s, d = 256, side
-    by side with Fastfood.
+    Measured: bytes and operations at d = 1,000 by formula; time of one product at the size of gpt-s, d =
+    256, side by side with Fastfood.
     Tests: tests/test_fastfood.py::test_what_a_hundred_million_weights_cost
     """
     for D in (10**8, 10**11):
         (dense, work), (small, adds) = (projection(D, 1000)[kind] for kind in ("dense", "fastfood"))
-        bench.note(f"D = {D:.0e}: dense 4 D d = {dense / 1e9:,.0f} GB and 2 D d = {work:.0e} operations; Fastfood 7 D = "
-                   f"{small / 1e9:,.1f} GB and 2 D x 10 = {adds:.0e}.")
+        bench.note(f"D = {D:.0e}: dense 4 D d = {dense / 1e9:,.0f} GB and 2 D d = {work:.0e} operations; "
+                   f"Fastfood 7 D = {small / 1e9:,.1f} GB and 2 D x 10 = {adds:.0e}.")
 
     D = base_size(SHAPES["gpt-s"])
 
@@ -128,15 +135,17 @@ def c32_fastfood_instead(bench):
     """The Fastfood transform is used instead.
 
     Origin: Le, Sarlos & Smola 2013; Li et al. 2018.
-    Measured: column norms and the nearest to a right angle of a Fastfood projection; dense minus Fastfood in dev
-    points at d = 128 and 512 on `rating` with gpt-xs. It holds if both intervals of the difference contain 0.
-    Article: reference [6] stands for both Fastfood and LoRA; Fastfood's own paper is missing from its list.
+    Measured: column norms and the nearest to a right angle of a Fastfood projection; dense minus Fastfood
+    in dev points at d = 128 and 512 on `rating` with gpt-xs. It holds if both intervals of the difference
+    contain 0.
+    Article: reference [6] stands for both Fastfood and LoRA; Fastfood's own paper is missing from its
+    list.
     Tests: tests/test_fastfood.py::test_columns_are_unit_and_nearly_orthogonal_in_all_three_forms
     """
     P = torch.stack([Fastfood(64, 20_000)(e) for e in torch.eye(64)], dim=1)
     gram = P.T @ P
-    bench.note(f"64 columns of 20,000: norms {P.norm(dim=0).min():.3f} to {P.norm(dim=0).max():.3f}, largest cosine "
-               f"{(gram - gram.diag().diag()).abs().max():.3f}.")
+    bench.note(f"64 columns of 20,000: norms {P.norm(dim=0).min():.3f} to {P.norm(dim=0).max():.3f}, largest "
+               f"cosine {(gram - gram.diag().diag()).abs().max():.3f}.")
     verdicts = []
     for d in (128, 512):
         apart = minus(at(bench, d, projection="dense"), at(bench, d))
@@ -155,17 +164,18 @@ def c33_hyper_parameters_per_layer(bench):
     """An extra hyper-parameter per layer is added, so that layers get different mappings (SAID).
 
     Origin: Aghajanyan et al., equation 4.
-    Measured: in a tiny model with d = 9, what is trained, and the scales' gradient; SAID minus DID in points at equal
-    d on `rating` with gpt-xs.
+    Measured: in a tiny model with d = 9, what is trained, and the scales' gradient; SAID minus DID in
+    points at equal d on `rating` with gpt-xs.
     Article: the scales are trained like all else, no hyper-parameters; and they are taken out of d.
-    Tests: tests/test_intrinsic.py::test_the_scales_come_out_of_the_budget, tests/test_intrinsic.py::test_the_first_step_gives_a_scale_no_gradient_and_the_second_does
+    Tests: tests/test_intrinsic.py::test_the_scales_come_out_of_the_budget,
+    tests/test_intrinsic.py::test_the_first_step_gives_a_scale_no_gradient_and_the_second_does
     """
     model, ids = tiny()
     model = with_delta("intrinsic", model, dim=9, per_layer=True)
     torch.nn.init.normal_(model.z)
     grads, sizes = gradients(model, ids), {"z": model.z.numel(), "scales": model.scales.numel()}
-    bench.note(f"Trained: z {sizes['z']} + scales {sizes['scales']} = {sum(sizes.values())}; the scales' gradient is "
-               f"{grads['scales']:.1g}.")
+    bench.note(f"Trained: z {sizes['z']} + scales {sizes['scales']} = {sum(sizes.values())}; the scales' "
+               f"gradient is {grads['scales']:.1g}.")
     for d in (32, 128, 512):
         bench.note(f"d = {d}: SAID minus DID {pm(minus(at(bench, d, per_layer=True), at(bench, d)))} points.")
     return WRONG if grads["scales"] > 0 and sum(sizes.values()) == 9 else HOLDS
@@ -180,7 +190,7 @@ def c34_all_are_low(bench):
     """
     D = base_size(SHAPES["gpt-xs"])
     found = {task: dimension(bench, corrected=True, task=task) for task in TASKS}
-    bench.note(f"Above chance, D = {D:,}: " + ", ".join(f"{task} {text(d)} = {100 * d / D:.2f} %" for task, d in found.items()) + ".")
+    bench.note(f"Above chance, D = {D:,}: {each(found, text)}; a hundredth is {D // 100:,}.")
     return HOLDS if all(d <= 0.01 * D for d in found.values()) else FAILS
 
 
@@ -189,8 +199,10 @@ def c35_larger_models_smaller_dimension(bench):
     """The larger a pretrained model, the smaller its intrinsic dimension.
 
     Origin: a tendency in Aghajanyan et al., figure 3.
-    Measured: d90 of gpt-xs and gpt-s on `rating` and `sentiment`; it holds if it is smaller for gpt-s on both.
-    Article: the same paper's table 1 has an exception: BERT on MRPC with DID, 1,861 for base and 2,493 for large.
+    Measured: d90 of gpt-xs and gpt-s on `rating` and `sentiment`; it holds if it is smaller for gpt-s on
+    both.
+    Article: the same paper's table 1 has an exception: BERT on MRPC with DID, 1,861 for base and 2,493
+    for large.
     """
     verdicts = []
     for task in ("rating", "sentiment"):
@@ -205,20 +217,20 @@ def c36_harder_tasks_larger_dimension(bench):
     """The harder a task, the larger its intrinsic dimension.
 
     Origin: Aghajanyan et al.: ANLI, the hardest of six, has the highest.
-    Measured: four tasks in the order of full fine-tuning's error (1,000 examples, gpt-xs) and their d90 above chance;
-    Spearman's rank correlation. Four tasks decide only if all are in order (1) or the order is reversed (below 0).
+    Measured: four tasks in the order of full fine-tuning's error (1,000 examples, gpt-xs) and their d90
+    above chance; Spearman's rank correlation. Four tasks decide only if all are in order (1) or the order
+    is reversed (below 0).
     """
     error = {task: 100 - mean(scores(bench.trial("full", task=task, examples=1000))) for task in TASKS}
     found = {task: dimension(bench, corrected=True, task=task) for task in TASKS}
     rho = spearman([error[t] for t in TASKS], [found[t] for t in TASKS])
-    bench.note(", ".join(f"{t} error {error[t]:.1f}, d90 {text(found[t])}" for t in sorted(TASKS, key=error.get))
-               + f"; rank correlation {rho:.2f}.")
+    bench.note(f"Error: {each(error, '{:.1f}'.format)}. d90: {each(found, text)}. Correlation {rho:.2f}.")
     return HOLDS if rho > 0.99 else FAILS if rho < 0 else OPEN
 
 
 def spearman(x, y):
     """The correlation of ranks; equal values share their mean rank."""
     def ranks(values):
-        return torch.tensor([sum(w < v for w in values) + (sum(w == v for w in values) - 1) / 2 for v in values])
-    stacked = torch.stack([ranks(x), ranks(y)])
+        return [sum(w < v for w in values) + (sum(w == v for w in values) - 1) / 2 for v in values]
+    stacked = torch.tensor([ranks(x), ranks(y)])
     return torch.corrcoef(stacked)[0, 1].nan_to_num().item()

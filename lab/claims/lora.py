@@ -1,17 +1,16 @@
 """C37 to C44: LoRA. What it changes, what it costs, what it saves."""
 
 import copy
-from pathlib import Path
 
 import torch
 
 from data.bases import SHAPES, load_base
 from deltas import attach, load, merge, methods, trainable
-from lab.claims.bench import forward_of, gradients, side_by_side, tiny, with_delta
-from lab.claims.addition import speedups
+from lab.claims.bench import each, forward_of, gradients, score, side_by_side, tiny, with_delta
+from lab.claims.adapters import speedups
 from lab.costs import size, stored_bytes, training_memory
 from lab.ledger import COUNTS, FAILS, HOLDS, OPEN, WRONG, claim, pm, share, together
-from lab.trials import mean, scores
+from lab.trials import mean
 from methods.full import base_size
 from methods.lora import LoRALinear
 from model import Transformer
@@ -24,39 +23,43 @@ def c37_all_matrices_are_decomposed(bench):
     """LoRA: the change of all parameter matrices is a product of two thin ones, dW = B A.
 
     Origin: Hu et al. 2022.
-    Measured: GPT-3's published count by places; on `rating` with gpt-xs the score by rank, and by places at an equal
-    number of parameters; how much of full fine-tuning's own change of a matrix lies in its 4 largest singular values.
-    Article: the product is right, "all matrices" is not: the paper adapts attention only, mostly W_q and W_v.
-    Tests: tests/test_lora.py::test_counts_of_the_lora_paper, tests/test_lora.py::test_query_and_value_are_wrapped_and_the_key_is_not
+    Measured: GPT-3's published count by places; on `rating` with gpt-xs the score by rank, and by places
+    at an equal number of parameters; how much of full fine-tuning's own change of a matrix lies in its 4
+    largest singular values.
+    Article: the product is right, "all matrices" is not: the paper adapts attention only, mostly W_q and
+    W_v.
+    Tests: tests/test_lora.py::test_counts_of_the_lora_paper,
+    tests/test_lora.py::test_query_and_value_are_wrapped_and_the_key_is_not
     """
-    few, everywhere = (methods()["lora"](rank=4, targets=t).formula(size("gpt3-175b")) for t in ("query,value", ALL))
+    few, everywhere = (methods()["lora"](rank=4, targets=targets).formula(size("gpt3-175b"))
+                       for targets in ("query,value", ALL))
     bench.note(f"GPT-3, r = 4: query and value {few:,} (published: 18.8M), all six matrices {everywhere:,}.")
     if bench.real:
-        real = share(*(bench.trial(method, **bench.real, steps=100) for method in ("lora", "full")))
-        bench.note(f"{Path(bench.real['base']).name} on {Path(bench.real['data']).name}, query and value, r = 8: "
-                   f"{pm(real)} % of full.")
+        label, found = bench.on_real("lora", "full")
+        bench.note(f"{label}, query and value, r = 8: {pm(share(*found.values()))} % of full "
+                   f"({each(found, score)}).")
     else:
         bench.note("On a real checkpoint: python eval.py claims C37 --real-base MINILM --real-data SST2.")
     ranks = {r: bench.trial("lora", rank=r, alpha=2.0 * r) for r in (1, 2, 4, 16, 48)}
-    bench.note("By rank: " + ", ".join(f"{r}: {pm(scores(found))}" for r, found in ranks.items()) + ".")
+    bench.note(f"By rank: {each(ranks, lambda found: '= ' + score(found))}.")
     places = {"query": 8, "value": 8, "query,value": 4, "query,key,value,out": 2, ALL: 1}
     for targets, r in places.items():
         found = bench.trial("lora", rank=r, alpha=2.0 * r, targets=targets)
         bench.note(f"{targets}, r = {r} ({found[0]['delta_params']:,}): {pm(scores(found))}.")
     energy = [energy_in(bench, record) for record in bench.trial("full")]
-    bench.note(f"Of full's dW, 4 of 48 singular values hold {pm(energy)} % of the squares (of a random matrix: "
-               f"{random_energy():.0f} %).")
+    bench.note(f"Of full's dW, 4 of 48 singular values hold {pm(energy)} % of the squares; of a random "
+               f"matrix {random_energy():.0f} %.")
     return WRONG if round(few / 1e5) == 189 and everywhere > 2 * few else HOLDS
 
 
 def energy_in(bench, record, r=4):
-    """Percent of the squared singular values of dW in the r largest, mean over all query and value matrices."""
+    """Percent of the squared singular values of dW in the r largest, mean over query and value matrices."""
     def measure():
-        base, _ = load_base(record["base"])
-        tuned = load(bench.out / record["file"], load_base(record["base"])[0])
-        pairs = [(getattr(b.attention, which), getattr(a.attention, which)) for a, b in zip(base.blocks, tuned.blocks)
-                 for which in ("query", "value")]
-        return {"energy": mean([leading(new.weight.detach() - old.weight.detach(), r) for new, old in pairs])}
+        old, new = (load_base(record["base"])[0] for _ in range(2))
+        new = load(bench.out / record["file"], new)
+        pairs = [(getattr(a.attention, which).weight, getattr(b.attention, which).weight)
+                 for a, b in zip(old.blocks, new.blocks) for which in ("query", "value")]
+        return {"energy": mean([leading((after - before).detach(), r) for before, after in pairs])}
     return bench.kept("energy of dW", measure, file=record["file"], r=r)["energy"]
 
 
@@ -74,8 +77,10 @@ def c38_lora_starts_at_zero(bench):
     """B starts at zero and A normally distributed, so that the update starts at zero.
 
     Origin: Hu et al., section 4.1; the authors' code draws A uniformly with the same spread as Kaiming's.
-    Measured: in a tiny model, how far a new LoRA moves the logits, and both gradients; then with A zero instead.
-    Tests: tests/test_lora.py::test_the_start_is_zero_times_a_spread, tests/test_lora.py::test_at_the_first_step_only_b_has_a_gradient
+    Measured: in a tiny model, how far a new LoRA moves the logits, and both gradients; then with A zero
+    instead.
+    Tests: tests/test_lora.py::test_the_start_is_zero_times_a_spread,
+    tests/test_lora.py::test_at_the_first_step_only_b_has_a_gradient
     """
     model, ids = tiny()
     before = model(ids)
@@ -87,8 +92,8 @@ def c38_lora_starts_at_zero(bench):
     for key, p in trainable(model).items():
         torch.nn.init.zeros_(p) if key.endswith(".A") else torch.nn.init.normal_(p)
     swapped = largest(gradients(model, ids))
-    bench.note(f"Logits move by {apart:g}. Gradients: B {grads['B']:.1g}, A {grads['A']:g}; with A zero instead: "
-               f"B {swapped['B']:g}, A {swapped['A']:.1g}. Either may be zero, one must be.")
+    bench.note(f"Logits move by {apart:g}. Gradients: {each(grads, '{:.1g}'.format)}; with A zero instead: "
+               f"{each(swapped, '{:.1g}'.format)}. Either may be zero, one must be.")
     return HOLDS if apart == 0 == grads["A"] < grads["B"] else FAILS
 
 
@@ -98,12 +103,14 @@ def largest(grads):
 
 @claim("U+E", minutes=2)
 def c39_lora_tends_to_full(bench):
-    """With more parameters training LoRA tends to training the original model, training an adapter to an MLP.
+    """With more parameters training LoRA tends to training the original model, training an adapter to an
+    MLP.
 
     Origin: Hu et al., section 4.1, an argument, and "roughly".
-    Measured: a random dW of rank r = d written as B A (exact); whether a large adapter is a linear map. Then how far the
-    dev curve stays from full fine-tuning's, mean distance in points, for LoRA in all places with r = 1, 4, 48 and
-    for adapters with m = 1, 8, 48. It holds if LoRA at r = 48 is nearer than at r = 1.
+    Measured: a random dW of rank r = d written as B A (exact); whether a large adapter is a linear map.
+    Then how far the dev curve stays from full fine-tuning's, mean distance in points, for LoRA in all
+    places with r = 1, 4, 48 and for adapters with m = 1, 8, 48. It holds if LoRA at r = 48 is nearer than
+    at r = 1.
     Tests: tests/test_lora.py::test_as_wide_as_the_matrix_lora_reaches_every_update
     """
     torch.manual_seed(0)
@@ -114,18 +121,19 @@ def c39_lora_tends_to_full(bench):
     adapter = with_delta("adapter", tiny()[0], bottleneck=12, init_std=1.0).blocks[0].after_mlp
     x = torch.ones(1, 12, dtype=torch.float64)
     bend = (adapter(2 * x) - adapter(0 * x) - 2 * (adapter(x) - adapter(0 * x))).abs().max().item()
-    bench.note(f"dW by B A of rank 12: error {apart:.0e}. An adapter doubled in x is off a straight line by {bend:.1f}.")
+    bench.note(f"dW as B A of rank 12: error {apart:.0e}. An adapter at 0, x, 2x leaves a line by {bend:.1f}.")
     full = bench.trial("full")
     lora = {r: distance(bench.trial("lora", rank=r, alpha=2.0 * r, targets=ALL), full) for r in (1, 4, 48)}
     adapters = {m: distance(bench.trial("adapter", bottleneck=m), full) for m in (1, 8, 48)}
-    bench.note("LoRA " + ", ".join(f"r = {r}: {pm(v)}" for r, v in lora.items()) + "; adapter "
-               + ", ".join(f"m = {m}: {pm(v)}" for m, v in adapters.items()) + ".")
+    bench.note(f"LoRA by r: {each(lora, lambda far: '= ' + pm(far))}; adapters by m: "
+               f"{each(adapters, lambda far: '= ' + pm(far))}.")
     return together(HOLDS if apart < 1e-4 else FAILS, nearer(lora[48], lora[1]))
 
 
 def distance(records, full):
     """Mean distance of two dev curves, points, seed by seed."""
-    return [mean([abs(a[1] - b[1]) for a, b in zip(mine["curve"], theirs["curve"])]) for mine, theirs in zip(records, full)]
+    return [mean([abs(a - b) for (_, a), (_, b) in zip(mine["curve"], theirs["curve"])])
+            for mine, theirs in zip(records, full)]
 
 
 def nearer(first, second):
@@ -139,8 +147,8 @@ def c40_no_latency(bench):
     """LoRA adds no latency at inference.
 
     Origin: Hu et al., section 4.1, once it is merged.
-    Measured: modules and parameters of a merged tiny model against the base's, and its logits; the time of a forward
-    pass of gpt-s merged and unmerged over the base's. It holds if merged is within 3 %.
+    Measured: modules and parameters of a merged tiny model against the base's, and its logits; the time
+    of a forward pass of gpt-s merged and unmerged over the base's. It holds if merged is within 3 %.
     Tests: tests/test_invariants.py::test_merged_weights_compute_the_same_in_a_plain_model
     """
     base, ids = tiny()
@@ -150,7 +158,7 @@ def c40_no_latency(bench):
     before, merged = model(ids), merge(copy.deepcopy(model))
     apart = (merged.double()(ids) - before).abs().max().item()
     same = [type(m) for m in merged.modules()] == [type(m) for m in base.modules()]
-    bench.note(f"Merged: {'the same' if same else 'other'} modules, logits within {apart:.0e} (float32 sums).")
+    bench.note(f"Merged: {'the same' if same else 'other'} modules, logits within {apart:.0e} (float32).")
 
     def measure():
         plain = Transformer(SHAPES["gpt-s"])
@@ -168,18 +176,20 @@ def c41_memory_and_storage(bench):
     """LoRA saves a great deal of memory and storage.
 
     Origin: Hu et al., section 4.2.
-    Measured: weights, gradients and moments at GPT-2 medium in float32, by formula; a training step and the stored
-    file of gpt-s on `rating`, LoRA against full fine-tuning. It holds if both are smaller.
+    Measured: weights, gradients and moments at GPT-2 medium in float32, by formula; a training step and
+    the stored file of gpt-s on `rating`, LoRA against full fine-tuning. It holds if both are smaller.
     """
     config = size("gpt2-medium")
     D, T = base_size(config), methods()["lora"](rank=4).formula(config)
     full, lora = (sum(training_memory(held, trained).values()) for held, trained in ((D, D), (D + T, T)))
-    bench.note(f"GPT-2 medium: full 16 x {D:,} = {full / 1e9:.2f} GB; LoRA 4 x {D:,} + 16 x {T:,} = {lora / 1e9:.2f} GB: "
-               f"{full / lora:.1f} times less; on disk {4 * D / 1e9:.2f} GB and {4 * T / 1e6:.1f} MB.")
+    bench.note(f"GPT-2 medium: full 16 x {D:,} = {full / 1e9:.2f} GB; LoRA 4 x {D:,} + 16 x {T:,} = "
+               f"{lora / 1e9:.2f} GB: {full / lora:.1f} times less; on disk {4 * D / 1e9:.2f} GB and "
+               f"{4 * T / 1e6:.1f} MB.")
     one, other = (bench.trial(method, seeds=(0,), base="gpt-s")[0] for method in ("lora", "full"))
-    bench.note(f"gpt-s: step {one['peak_mb']:.1f} against {other['peak_mb']:.1f} MB (activations {one['memory_mb']['activations']:.1f} "
-               f"and {other['memory_mb']['activations']:.1f} of it), file {one['stored_bytes']:,} against {other['stored_bytes']:,} bytes.")
-    return HOLDS if one["peak_mb"] < other["peak_mb"] and one["stored_bytes"] < other["stored_bytes"] else FAILS
+    for what, r in (("LoRA", one), ("full", other)):
+        bench.note(f"gpt-s, {what}: a step {r['peak_mb']:.1f} MB, {r['memory_mb']['activations']:.1f} of it "
+                   f"activations; the file {r['stored_bytes']:,} bytes.")
+    return HOLDS if all(one[cost] < other[cost] for cost in ("peak_mb", "stored_bytes")) else FAILS
 
 
 @claim("E", minutes=1)
@@ -187,8 +197,8 @@ def c42_a_quarter_faster(bench):
     """LoRA trains about 25 % faster.
 
     Origin: Hu et al., section 4.2, GPT-3 on V100s: 32.5 tokens a second in full, 43.1 with LoRA.
-    Measured: steps a second of LoRA over full fine-tuning at four batch shapes, gpt-s and gpt-m, side by side. It
-    holds if LoRA takes 15 % to 35 % less time on average over the shapes.
+    Measured: steps a second of LoRA over full fine-tuning at four batch shapes, gpt-s and gpt-m, side by
+    side. It holds if LoRA takes 15 % to 35 % less time on average over the shapes.
     Article: 43.1 / 32.5 is 32.6 % more throughput, or 24.6 % less time: "25 %" is the time.
     """
     bench.note(f"43.1 / 32.5 = {43.1 / 32.5:.3f}; 1 - 32.5 / 43.1 = {1 - 32.5 / 43.1:.3f}.")
@@ -204,13 +214,15 @@ def c43_memory_of_gpt3(bench):
 
     Origin: Hu et al., section 4.2, as they measured it on many cards.
     Measured: four memory models by formula, bytes a parameter for weight + gradient + both moments.
-    Article: no memory model gives 1.2 TB; 350 GB are the fp16 weights alone. The ratio, about a third, is sound.
+    Article: no memory model gives 1.2 TB; 350 GB are the fp16 weights alone. The ratio, about a third, is
+    sound.
     """
     D, T = base_size(size("gpt3-175b")), methods()["lora"](rank=4).formula(size("gpt3-175b"))
-    models = {"fp16, no gradients 2 + 0 + 4": 6, "fp16 2 + 2 + 4": 8, "mixed 2 + 4 + 2 + 8": 16, "fp32 4 + 4 + 8": 16}
+    models = {"fp16 without gradients, 2 + 4": 6, "fp16, 2 + 2 + 4": 8, "mixed, 6 + 2 + 8": 16,
+              "fp32, 4 + 4 + 8": 16}
     bench.note("; ".join(f"{what}: {D:,} x {b} = {D * b / 1e12:.2f} TB" for what, b in models.items()) + ".")
     lora = 2 * D + 16 * T
-    bench.note(f"LoRA: {D:,} x 2 + {T:,} x 16 = {lora / 1e9:.1f} GB. 350 / 1,200 = 0.29; by the same fp16 model "
+    bench.note(f"LoRA: {D:,} x 2 + {T:,} x 16 = {lora / 1e9:.1f} GB. 350 / 1,200 = 0.29; against fp16 "
                f"{lora / (8 * D):.2f}.")
     return not_a_formula([D * b / 1e12 for b in models.values()])
 
@@ -229,6 +241,6 @@ def c44_storage_of_gpt3(bench):
     """
     D, T = base_size(size("gpt3-175b")), methods()["lora"](rank=4).formula(size("gpt3-175b"))
     kept = stored_bytes(T)
-    bench.note(f"4 x 96 x 12,288 x 4 = {T:,} numbers x 2 bytes = {kept:,} bytes = {kept / 1e6:.1f} MB = {kept / 2**20:.1f} MiB, "
-               f"against {2 * D / 1e9:.1f} GB: {2 * D / kept:,.0f} times less.")
+    bench.note(f"4 x 96 x 12,288 x 4 = {T:,} numbers x 2 bytes = {kept:,} bytes = {kept / 1e6:.1f} MB = "
+               f"{kept / 2**20:.1f} MiB, against {2 * D / 1e9:.1f} GB: {2 * D / kept:,.0f} times less.")
     return COUNTS if abs(kept / 35e6 - 1) < 0.1 and abs(2 * D / 350e9 - 1) < 0.1 else FAILS

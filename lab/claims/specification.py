@@ -1,18 +1,16 @@
 """C23 to C26: which of the base's own parameters to choose. A part, the last layers, the biases."""
 
-from pathlib import Path
-
 import torch
 
 from data import tasks
 from data.bases import SHAPES, load_base
 from deltas import load, methods
-from lab.claims.bench import gradients, tiny, with_delta
+from lab.claims.bench import each, gradients, score, tiny, with_delta
 from lab.claims.cost import TASKS
 from lab.costs import size
-from lab.ledger import DEFINES, FAILS, above, claim, minus, pm, share, together
+from lab.ledger import DEFINES, FAILS, above, claim, pm, share, together
 from lab.score import rebuild
-from lab.trials import mean, scores
+from lab.trials import mean
 from methods.full import base_size
 from model import Slot
 
@@ -28,8 +26,8 @@ def c23_train_a_part(bench):
     D = base_size(config)
     parts = {"the last block": methods()["last_layer"](k=1), "all biases": methods()["bitfit"](),
              "query and first mlp biases": methods()["bitfit"](only="query_up")}
-    bench.note(f"Of {D:,}: " + ", ".join(f"{what} {delta.formula(config):,} ({100 * delta.formula(config) / D:.2f} %)"
-                                         for what, delta in parts.items()) + ".")
+    sizes = {what: delta.formula(config) for what, delta in parts.items()}
+    bench.note(f"Of {D:,} parameters: {each(sizes, lambda n: f'{n:,} ({100 * n / D:.2f} %)')}.")
     return DEFINES
 
 
@@ -38,9 +36,9 @@ def c24_low_layers_are_general(bench):
     """Layers near the input hold what is general, layers near the output what is particular to a task.
 
     Origin: Houlsby et al. support it: on MNLI the adapters of the lowest five of twelve layers could go.
-    Measured: adapters trained on `rating` with gpt-s (four blocks); those of one block are taken out again: points
-    lost, the upper two blocks minus the lower two. Beside it how far full fine-tuning moves each block's weights,
-    in percent of their norm.
+    Measured: adapters trained on `rating` with gpt-s (four blocks); those of one block are taken out
+    again: points lost, the upper two blocks minus the lower two. Beside it how far full fine-tuning moves
+    each block's weights, in percent of their norm.
     """
     losses = [without_each_block(bench, record) for record in bench.tuned("adapter", base="gpt-s")]
     moves = [moved(bench, record) for record in bench.tuned("full", base="gpt-s")]
@@ -68,10 +66,11 @@ def without_each_block(bench, record):
 def moved(bench, record):
     """|theta - theta_0| / |theta_0| in percent, block by block, of a saved full fine-tuning."""
     def measure():
-        base, _ = load_base(record["base"])
-        tuned = load(bench.out / record["file"], load_base(record["base"])[0])
-        flat = [[torch.cat([p.detach().flatten() for p in block.parameters()]) for block in m.blocks] for m in (base, tuned)]
-        return {"moved": [100 * ((b - a).norm() / a.norm()).item() for a, b in zip(*flat)]}
+        old, new = (load_base(record["base"])[0] for _ in range(2))
+        new = load(bench.out / record["file"], new)
+        pairs = [[torch.cat([p.detach().flatten() for p in block.parameters()]) for block in blocks]
+                 for blocks in zip(old.blocks, new.blocks)]
+        return {"moved": [100 * ((after - before).norm() / before.norm()).item() for before, after in pairs]}
     return bench.kept("weights moved", measure, file=record["file"])["moved"]
 
 
@@ -79,16 +78,16 @@ def moved(bench, record):
 def c25_tune_the_last_layers(bench):
     """So tune only the last layer, or the last few.
 
-    Origin: Lee, Tang & Lin 2019: the last quarter of the layers gives 90 % of the quality. On MNLI, Houlsby et al.
-    reach 92 % with the top layer alone.
-    Measured: on `rating` with gpt-s, the last block of four (that quarter) and the last two, in percent of full
-    fine-tuning's score, learning rates tuned; it holds from 90 % on with one block.
+    Origin: Lee, Tang & Lin 2019: the last quarter of the layers gives 90 % of the quality. On MNLI,
+    Houlsby et al. reach 92 % with the top layer alone.
+    Measured: on `rating` with gpt-s, the last block of four (that quarter) and the last two, in percent
+    of full fine-tuning's score, learning rates tuned; it holds from 90 % on with one block.
     Tests: tests/test_last_layer.py::test_below_the_trained_block_no_graph_is_recorded
     """
     full = bench.tuned("full", base="gpt-s")
     ratios = {k: share(bench.tuned("last_layer", base="gpt-s", k=k), full) for k in (1, 2)}
     for k, found in ratios.items():
-        bench.note(f"k = {k}: {pm(found)} %; FLOPs a step (2n + 4n x {k}/4) / 6n = {(2 + k) / 6:.2f} of full's.")
+        bench.note(f"k = {k}: {pm(found)} % of full, at (2n + 4n x {k}/4) / 6n = {(2 + k) / 6:.2f} of the FLOPs.")
     return above(ratios[1], 90)
 
 
@@ -96,11 +95,14 @@ def c25_tune_the_last_layers(bench):
 def c26_biases_keep_95_percent(bench):
     """Training only the bias vectors keeps 95 % of the performance.
 
-    Origin: the survey's summary of BitFit; Ben Zaken et al. report parity on small data and a loss on large.
-    Measured: counts at BERT's size; the key bias's gradient in a tiny model (it is dead); BitFit in percent of full
-    fine-tuning on four tasks with gpt-xs, learning rates tuned. It holds if the average over tasks is at least 95.
+    Origin: the survey's summary of BitFit; Ben Zaken et al. report parity on small data and a loss on
+    large.
+    Measured: counts at BERT's size; the key bias's gradient in a tiny model (it is dead); BitFit in
+    percent of full fine-tuning on four tasks with gpt-xs, learning rates tuned. It holds if the average
+    over tasks is at least 95.
     Article: "95 %" is the survey's wording, not a result of the paper.
-    Tests: tests/test_bitfit.py::test_counts_of_the_bitfit_paper, tests/test_bitfit.py::test_the_keys_bias_is_dead
+    Tests: tests/test_bitfit.py::test_counts_of_the_bitfit_paper,
+    tests/test_bitfit.py::test_the_keys_bias_is_dead
     """
     for name in ("bert-base-cased", "bert-large-cased"):
         config, number = size(name), methods()["bitfit"]().formula(size(name))
@@ -111,16 +113,16 @@ def c26_biases_keep_95_percent(bench):
     dead, alive = (max(g for key, g in grads.items() if part in key) for part in ("key", "query"))
     bench.note(f"Largest gradient of a key bias {dead:.0e}, of a query bias {alive:.0e}.")
     ratios = {task: share(bench.tuned("bitfit", task=task), bench.tuned("full", task=task)) for task in TASKS}
-    bench.note(", ".join(f"{task} {pm(r)} %" for task, r in ratios.items()) + ".")
+    bench.note(f"Percent of full: {each(ratios, pm)}.")
     half = share(bench.tuned("bitfit", only="query_up"), bench.tuned("full"))
     bench.note(f"With half of the biases (query_up), rating: {pm(half)} %.")
     average = [mean(one) for one in zip(*ratios.values())]
     bench.note(f"Average over tasks: {pm(average)} %.")
     verdicts = [above(average, 95)]
     if bench.real:
-        real = share(*(bench.trial(method, **bench.real, steps=100) for method in ("bitfit", "full")))
-        bench.note(f"{Path(bench.real['base']).name} on {Path(bench.real['data']).name}: {pm(real)} %.")
-        verdicts.append(above(real, 95))
+        label, found = bench.on_real("bitfit", "full")
+        verdicts.append(above(share(*found.values()), 95))
+        bench.note(f"{label}: {pm(share(*found.values()))} % ({each(found, score)}).")
     else:
         bench.note("On a real checkpoint: python eval.py claims C26 --real-base MINILM --real-data SST2.")
     return together(*verdicts) if dead < 1e-12 < alive else FAILS

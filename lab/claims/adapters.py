@@ -1,0 +1,149 @@
+"""C6 to C10: adapters."""
+
+import torch
+
+from data.bases import SHAPES
+from deltas import attach, methods, trainable
+from lab.claims.bench import TINY, each, forward_of, gradients, score, side_by_side, step_of, tiny, with_delta
+from lab.claims.cost import TASKS
+from lab.costs import size
+from lab.ledger import COUNTS, FAILS, HOLDS, OPEN, WRONG, above, claim, most, pm, share
+from methods.full import base_size
+from model import Transformer
+
+
+@claim("U/A")
+def c6_an_adapter_is_a_small_bottleneck(bench):
+    """Adapters put a few trainable parameters into every layer: a two-layer network, down and up again to
+    save parameters.
+
+    Origin: Houlsby et al. 2019; for images Rebuffi et al. had them in 2017, so "first" is for language
+    models.
+    Measured: the new tensors of one adapter in a tiny model (d = 12, m = 3), and their number by hand.
+    Tests: tests/test_adapter.py::test_an_adapter_by_hand,
+    tests/test_adapter.py::test_counts_of_the_adapter_paper
+    """
+    d, m = TINY.d_model, 3
+    model = with_delta("adapter", tiny()[0], bottleneck=m, norms=False)
+    shapes = {key.split("after_mlp.")[1]: tuple(p.shape) for key, p in trainable(model).items()
+              if key.startswith("blocks.0.after_mlp")}
+    found, by_hand = sum(p.numel() for p in model.blocks[0].after_mlp.parameters()), 2 * m * d + m + d
+    bench.note(f"{each(shapes, str)}: {found} numbers; 2 m d + m + d = 2 x 3 x 12 + 3 + 12 = {by_hand}. Two "
+               "adapters in each block.")
+    return COUNTS if found == by_hand else FAILS
+
+
+@claim("U+E", minutes=1)
+def c7_the_adapter_starts_at_zero(bench):
+    """To begin exactly as the original model, the adapter has a skip connection and is initialised with
+    zeros.
+
+    Origin: Houlsby et al., section 3.6; but near zero there, not at zero.
+    Measured: the largest change of a tiny model's logits by a new adapter, over the spread of its start;
+    which of its tensors get a gradient if all are zero; scores after training from three starts.
+    Article: the paper draws from N(0, 0.01²), its code from N(0, 0.001²): the start is approximately the
+    base. With zeros everywhere, as the article has it, no matrix ever gets a gradient; one of the two may
+    be zero, not both.
+    Tests: tests/test_adapter.py::test_with_both_matrices_zero_only_a_bias_would_ever_learn,
+    tests/test_adapter.py::test_the_papers_start_is_near_the_identity_but_not_on_it
+    """
+    moved = {f"std {std:g}:": start_of_an_adapter(std) for std in (0.0, 1e-3, 1e-2, 1e-1, 1.0)}
+    bench.note(f"Logits move by, {each(moved, '{:.1g}'.format)}.")
+    model, ids = tiny()
+    model = with_delta("adapter", model, bottleneck=3, norms=False)
+    for block in model.blocks:
+        torch.nn.init.zeros_(block.after_attention.down.weight)
+        torch.nn.init.zeros_(block.after_mlp.down.weight)
+    alive = {key.split(".", 3)[3] for key, size in gradients(model, ids).items() if size > 0}
+    bench.note(f"All zero: of the weights and biases of down and up only {', '.join(alive)} has a gradient.")
+    starts = {f"std {std:g}:": bench.trial("adapter", init_std=std) for std in (0.0, 0.01, 1.0)}
+    bench.note(f"After 300 steps, {each(starts, score)}.")
+    return WRONG if alive == {"up.bias"} else HOLDS
+
+
+def start_of_an_adapter(std):
+    model, ids = tiny()
+    before = model(ids)
+    return (with_delta("adapter", model, bottleneck=3, init_std=std)(ids) - before).abs().max().item()
+
+
+@claim("A+E", minutes=2)
+def c8_half_a_percent_to_eight(bench):
+    """With no more than 0.5 % to 8 % of the parameters trained, adapters come close to full fine-tuning
+    on many tasks.
+
+    Origin: Houlsby et al.: BERT-large, m from 16 to 256.
+    Measured: the counts at BERT-large; on gpt-xs the score in percent of full fine-tuning's for several
+    m, and on four tasks for m = 8. Close means 95 %; it holds if most tasks are close.
+    Tests: tests/test_adapter.py::test_counts_of_the_adapter_paper
+    """
+    config = size("bert-large-uncased")
+    for m in (16, 256):
+        number = methods()["adapter"](bottleneck=m).formula(config) + 2 * config.d_model + 2
+        bench.note(f"BERT-large, m = {m}: 48 x (2 x {m} x 1,024 + {m} + 1,024) + 2 x 1,024 x 49 + 2,050 = "
+                   f"{number:,} = {100 * number / base_size(config):.2f} % of {base_size(config):,}.")
+    full = bench.tuned("full", task="rating")
+    for m in (1, 8, 18):
+        found = bench.tuned("adapter", bottleneck=m, task="rating")
+        size_of = f"m = {m}, {found[0]['delta_percent']:.1f} % of the parameters"
+        bench.note(f"rating, {size_of}: {pm(share(found, full))} % of full.")
+    ratios = {task: share(bench.tuned("adapter", bottleneck=8, task=task), bench.tuned("full", task=task))
+              for task in TASKS}
+    bench.note(f"Percent of full with m = 8: {each(ratios, pm)}.")
+    return most([above(r, 95) for r in ratios.values()])
+
+
+GRID = [(8, 16), (8, 64), (32, 16), (32, 64)]  # batch size, length
+
+
+@claim("E+A", minutes=0.7)
+def c9_sixty_percent_faster(bench):
+    """Adapters train about 60 % faster.
+
+    Origin: AdapterDrop (Rückle et al. 2021), as the most over all settings.
+    Measured: steps a second of an adapter over those of full fine-tuning on gpt-s, side by side on one
+    core, at four batch shapes; it holds from 1.5 on, and fails if no shape reaches that.
+    Article: the figure is AdapterDrop's, not Houlsby's, and it is "up to 60 %", not "about".
+    """
+    bench.note("FLOPs: full 2n forward + 4n backward, a frozen base 2n + 2n: at most 6n / 4n = 1.50 times "
+               "faster, plus what the optimiser saves.")
+    ratios = speedups(bench, "adapter")
+    return HOLDS if min(ratios) >= 1.5 else FAILS if max(ratios) < 1.5 else OPEN
+
+
+def speedups(bench, method, base="gpt-s"):
+    """Full fine-tuning's time of a step over the method's, at each batch shape of GRID."""
+    def measure():
+        pairs = [side_by_side({m: step_of(m, base, *shape) for m in ("full", method)}) for shape in GRID]
+        return {"ratios": [times["full"] / times[method] for times in pairs]}
+    ratios = bench.kept(f"steps a second, {method} over full", measure, base=base)["ratios"]
+    shapes = [f"{texts} texts of {length}:" for texts, length in GRID]
+    bench.note(f"{base}, {each(dict(zip(shapes, ratios)), '{:.2f}'.format)}.")
+    return ratios
+
+
+@claim("E+A", minutes=0.3)
+def c10_inference_four_to_six_percent_slower(bench):
+    """As serial modules, adapters slow inference down by 4 % to 6 %.
+
+    Origin: AdapterDrop. In Hu et al., table 1, it is 2 % at batch 32 and up to 30 % at batch 1.
+    Measured: time of a forward pass with adapters (m = 8) over the base's, gpt-s, side by side; it holds
+    if every shape lies within 2 % to 8 %.
+    Article: one range for what depends on batch and length; and not from the paper it is ascribed to.
+    """
+    d, m = SHAPES["gpt-s"].d_model, 8
+    bench.note("FLOPs: 8 d m on top of 24 d² a block and token, "
+               f"m / (3 d) = 8 / (3 x {d}) = {100 * m / (3 * d):.1f} %.")
+
+    def measure():
+        plain = Transformer(SHAPES["gpt-s"])
+        longer = attach(methods()["adapter"](bottleneck=m), Transformer(SHAPES["gpt-s"]))
+        times = {f"{texts} x {length}": side_by_side({"plain": forward_of(plain, texts, length),
+                                                      "longer": forward_of(longer, texts, length)}, rounds=41)
+                 for texts in (1, 16) for length in (32, 96)}
+        return {"more": {shape: 100 * (ms["longer"] / ms["plain"] - 1) for shape, ms in times.items()}}
+    more = bench.kept("forward, adapter over base", measure)["more"]
+    bench.note(f"Measured, percent more, texts x length: {each(more, '{:+.0f}'.format)}.")
+    return HOLDS if all(2 <= percent <= 8 for percent in more.values()) else FAILS
+
+

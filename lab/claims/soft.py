@@ -1,0 +1,333 @@
+"""C11 to C22: soft tokens. Prompts in front of the text, prefixes in front of the keys of every layer."""
+
+from dataclasses import replace
+
+import torch
+
+from data import tasks
+from data.tokenizers import world
+from data.world import TASKS as WORLD
+from deltas import methods, trainable
+from lab import lowdata, prompts
+from lab.claims.bench import TINY, each, score, tiny, with_delta
+from lab.claims.cost import field
+from lab.costs import T5, size, t5_size
+from lab.ledger import COUNTS, DEFINES, FAILS, HOLDS, OPEN, above, below, claim, minus, pm, together
+from lab.score import rebuild
+from lab.trials import mean, scores, sd, steps_to
+from methods.full import base_size
+from methods.prefix import KeysValues
+
+
+# ---- prompts ----
+
+@claim("D/E", minutes=1.5)
+def c11_prompting(bench):
+    """Prompting came with scale: words are added, the model predicts the word at the mask, a verbaliser
+    maps it to a label.
+
+    Origin: background, GPT-3 and the papers after it.
+    Measured: the frozen base asked that way (the next word, for a GPT) on `rating`: accuracy against
+    always giving one answer, three sizes; it holds if each size is two standard errors above.
+    """
+    records = [bench.trial("full", base=base)[0] for base in ("gpt-xs", "gpt-s", "gpt-m")]
+    chance = records[0]["majority_score"]
+    bench.note(f"One answer for all: {chance:.1f} %. Frozen: "
+               + ", ".join(f"{r['base']} {r['frozen_score']:.1f} %" for r in records) + ".")
+    error = 100 * (chance / 100 * (1 - chance / 100) / tasks.SIZES["test"]) ** 0.5
+    return HOLDS if all(r["frozen_score"] > chance + 2 * error for r in records) else OPEN
+
+
+@claim("D/E", minutes=1.5)
+def c12_from_words_to_vectors(bench):
+    """Prompts were first written by hand, then searched among words, then learned as continuous vectors.
+
+    Origin: history.
+    Measured: the three stages on gpt-xs and `rating` with eight places in front of the text (eval.py
+    prompts).
+    """
+    def measure():
+        found = prompts.stages(bench.out, seeds=bench.seeds, base="gpt-xs", task="rating", steps=300)
+        return {"manual": found["manual"], "words": [r["words"] for r in found["discrete"]],
+                "discrete": scores(found["discrete"]), "continuous": scores(found["continuous"])}
+    found = bench.kept("stages of prompting", measure, seeds=len(bench.seeds))
+    bench.note(f"By hand {found['manual']:.1f}; searched words {pm(found['discrete'])}, such as "
+               f"\"{found['words'][0].strip()}\"; vectors {pm(found['continuous'])}.")
+    return DEFINES
+
+
+@claim("U")
+def c13_a_prompt_is_a_trainable_embedding(bench):
+    """In its continuous form a prompt is an embedding of fixed length at the input, learned by gradient
+    descent.
+
+    Origin: Lester et al. 2021.
+    Measured: what is trainable in a tiny model, and the loss of one text over 30 steps of Adam on that
+    alone.
+    Tests: tests/test_prompt.py::test_only_the_prompt_gets_a_gradient_and_all_of_it_does
+    """
+    model, ids = tiny()
+    model = with_delta("prompt", model, length=3)
+    mine, losses = trainable(model), []
+    optimizer = torch.optim.Adam(mine.values(), lr=0.1)
+    for _ in range(30):
+        loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    bench.note(f"Trainable: {each(mine, lambda p: tuple(p.shape))}. Loss {losses[0]:.2f}, after 30 steps "
+               f"{losses[-1]:.2f}.")
+    return HOLDS if list(mine) == ["prompt.vectors"] and losses[-1] < losses[0] else FAILS
+
+
+@claim("A")
+def c14_a_prompt_is_tiny(bench):
+    """Prompt tuning has very few parameters.
+
+    Origin: Lester et al., table 4.
+    Measured: P d at P = 100, in percent of T5 v1.1's sizes: under a tenth of a percent everywhere, under
+    a hundredth from a billion parameters on.
+    Tests: tests/test_prompt.py::test_counts_of_the_prompt_paper
+    """
+    shares = {}
+    for name, (d, *_) in T5.items():
+        D = t5_size(name)
+        number = methods()["prompt"](length=100).formula(replace(TINY, d_model=d, n_head=1))
+        shares[D] = 100 * number / (D + number)
+        bench.note(f"{name}: 100 x {d:,} = {number:,} of {D:,} = {shares[D]:.5f} %.")
+    return COUNTS if all(s < (0.01 if D > 1e9 else 0.1) for D, s in shares.items()) else FAILS
+
+
+@claim("E", minutes=3)
+def c15_prompts_converge_slowly(bench):
+    """A prompt is hard to train: it converges slowly.
+
+    Origin: the survey's experiments; Lester et al. train for 30,000 steps.
+    Measured: steps until dev reaches 90 % of full fine-tuning's best, and 90 % of the technique's own, on
+    `rating` with gpt-xs, learning rates tuned (resolution 20 steps; "never" within 300).
+    """
+    found = field(bench, "rating")
+    goal = 0.9 * mean([r["dev_score"] for r in found["full"]])
+    steps = {m: steps_to(records, goal) for m, records in found.items()}
+    own = {m: mean([steps_to([r], 0.9 * r["dev_score"]) for r in records]) for m, records in found.items()}
+    bench.note(f"To 90 % of full: {each(steps, shown)}.")
+    bench.note(f"To 90 % of its own best: {each(own, shown)}.")
+    return slowest("prompt", steps)
+
+
+def shown(steps):
+    return "never" if steps is None else f"{steps:.0f}"
+
+
+def slowest(name, steps):
+    """Holds if `name` needs more steps than every other; None is never. Open if another one never arrives."""
+    others = [s for key, s in steps.items() if key != name]
+    if steps[name] is None:
+        return OPEN if None in others else HOLDS
+    return FAILS if None in others or steps[name] <= max(others) else HOLDS
+
+
+@claim("E", minutes=4)
+def c16_prompts_are_touchy(bench):
+    """Prompt tuning is very sensitive to the prompt's length, its initialisation and other settings.
+
+    Origin: Lester et al., figure 3, for the smaller models.
+    Measured: on `rating` with gpt-xs, the range of mean scores over lengths 1, 5, 20 and three starts;
+    the same for LoRA over ranks 1, 4, 16 with three sets of places and for adapters over m = 1, 8, 18
+    with three starts. Very sensitive means twice their range, and more than seeds alone explain (the mean
+    sd over seeds).
+    """
+    words = ",".join(str(world().encode(" " + label)[0]) for label in WORLD["rating"].labels)
+    grids = {
+        "prompt": [{"length": P, "init": init, "words": words if init == "labels" else ""}
+                   for P in (1, 5, 20) for init in ("vocab", "random", "labels")],
+        "lora": [{"rank": r, "alpha": 2.0 * r, "targets": targets}
+                 for r in (1, 4, 16) for targets in ("query", "value", "query,value")],
+        "adapter": [{"bottleneck": m, "init_std": std} for m in (1, 8, 18) for std in (0.0, 0.001, 0.01)]}
+    ranges, noise = {}, {}
+    for method, grid in grids.items():
+        runs = [bench.trial(method, **values) for values in grid]
+        means = [mean(scores(r)) for r in runs]
+        ranges[method], noise[method] = max(means) - min(means), mean([sd(scores(r)) for r in runs])
+        bench.note(f"{method}: means from {min(means):.1f} to {max(means):.1f}, range {ranges[method]:.1f}, "
+                   f"sd over seeds {noise[method]:.1f}.")
+    return touchy(ranges, noise["prompt"])
+
+
+def touchy(ranges, noise):
+    if ranges["prompt"] < 2 * noise:
+        return OPEN
+    return HOLDS if ranges["prompt"] >= 2 * max(r for m, r in ranges.items() if m != "prompt") else FAILS
+
+
+@claim("E", minutes=12)
+def c17_prompts_need_scale(bench):
+    """On small models prompt tuning lags behind full fine-tuning and the others; only as models grow does
+    the gap close.
+
+    Origin: Lester et al., figure 1: closed at about ten billion parameters.
+    Measured: full minus prompt on `rating`, points, at three sizes; the slope of that gap over log10 D,
+    seed by seed. It holds if the gap is there at the two smaller sizes and the slope is below zero. A
+    factor of sixteen in size can show a trend; nothing can be said about billions.
+    """
+    gaps, sizes = [], []
+    for base in ("gpt-xs", "gpt-s", "gpt-m"):
+        full, prompt = bench.tuned("full", base=base), bench.tuned("prompt", base=base)
+        gaps.append(minus(full, prompt))
+        sizes.append(torch.tensor(float(full[0]["base_params"])).log10())
+        bench.note(f"{base}: full {score(full)}, prompt {score(prompt)}, gap {pm(gaps[-1])}.")
+    x = torch.stack(sizes) - torch.stack(sizes).mean()
+    slopes = [float((x * torch.tensor(one)).sum() / x.square().sum()) for one in zip(*gaps)]
+    bench.note(f"Slope: {pm(slopes)} points for ten times the parameters.")
+    return together(above(gaps[0], 0), above(gaps[1], 0), below(slopes, 0))
+
+
+@claim("U")
+def c18_every_layer_reads_a_longer_text(bench):
+    """Only the embedding layer is tuned, yet in every layer the sequence is longer by the prompt.
+
+    Origin: exact.
+    Measured: the shape that each block of a tiny model gets, texts (2, 5), with a prompt of three.
+    Tests: tests/test_prompt.py::test_a_prompt_by_hand
+    """
+    model, ids = tiny()
+    model, seen = with_delta("prompt", model, length=3), []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
+    logits = model(ids)
+    bench.note(f"Blocks read {seen}; the logits are {tuple(logits.shape)}: the prompt's own are cut off.")
+    return HOLDS if seen == [(2, 8, 12)] * 2 and logits.shape[1] == 5 else FAILS
+
+
+# ---- prefixes ----
+
+@claim("U+E", minutes=1.5)
+def c19_a_prefix_is_free_in_every_layer(bench):
+    """Prefix tuning makes the prompt's positions free parameters in every layer, not computed from the
+    layer below.
+
+    Origin: Li & Liang 2021; what is free are keys and values.
+    Measured: a prompt's keys and values, put into a prefix: the logits' difference (a prompt is a prefix
+    that is computed, in a causal model). Then prefix minus prompt in points at equal length 8 on
+    `rating`, gpt-xs, tuned.
+    Tests: tests/test_prefix.py::test_each_layer_has_its_own_prefix_and_it_depends_on_no_text,
+    tests/test_prompt.py::test_in_a_causal_model_a_prompt_is_a_prefix_that_is_computed
+    """
+    apart = prompt_as_prefix()
+    bench.note(f"A prompt written as a prefix moves the logits by {apart:.1g}; it has 2 L times the numbers.")
+    better = minus(bench.tuned("prefix"), bench.tuned("prompt"))
+    bench.note(f"Prefix minus prompt: {pm(better)} points.")
+    return HOLDS if apart < 1e-8 else FAILS
+
+
+@torch.no_grad()
+def prompt_as_prefix(P=3):
+    """Largest difference of the logits of a prompt and of the prefix made from its keys and values."""
+    model, ids = tiny()
+    model, cache = with_delta("prompt", model, length=P), {}
+    wanted = model(ids, cache=cache)
+    plain, _ = tiny()
+    for theirs, mine in zip(model.blocks, plain.blocks):
+        k, v = (t[0, :, :P].transpose(0, 1).flatten(1) for t in cache[theirs.attention])   # (P, D)
+        mine.attention.prefix = KeysValues(torch.cat([k, v], dim=1))
+    return (plain(ids) - wanted).abs().max().item()
+
+
+@claim("U+E", minutes=2)
+def c20_the_prefix_is_made_by_an_mlp(bench):
+    """For stability the prefix is reparameterised: a smaller embedding, and an MLP up to the hidden
+    states' space.
+
+    Origin: Li & Liang, section 4.3 (512 wide in the text, the model's width in the code).
+    Measured: logits before and after the MLP is dropped; what is trained at GPT-2 medium. Then MLP
+    against plain rows on `rating` with gpt-xs: runs, over four learning rates and all seeds, that fall
+    short of 90 % of the best run. It holds if the MLP has at least three failures fewer.
+    Tests: tests/test_prefix.py::test_the_mlp_is_dropped_at_the_end_and_the_logits_stay,
+    tests/test_prefix.py::test_in_training_the_mlp_is_7_percent_of_gpt2_not_a_tenth_of_one
+    """
+    model, ids = tiny()
+    model = with_delta("prefix", model, length=3)
+    before = model(ids)
+    model.delta.finish(model)
+    bench.note(f"Dropping the MLP moves the logits by {(model(ids) - before).abs().max().item():.1g}.")
+    delta = methods()["prefix"](length=5, hidden=512)
+    medium = size("gpt2-medium")
+    trained, kept, D = delta.training_formula(medium), delta.formula(medium), base_size(medium)
+    bench.note(f"GPT-2 medium, P = 5: {kept:,} kept ({100 * kept / D:.2f} %), {trained:,} trained "
+               f"({100 * trained / D:.1f} %).")
+    rates = 1e-3, 1e-2, 3e-2, 1e-1
+    runs = {label: [r["score"] for lr in rates for r in bench.trial("prefix", mlp=mlp, lr=lr)]
+            for label, mlp in (("MLP", True), ("plain rows", False))}
+    best = max(max(values) for values in runs.values())
+    failed = {label: sum(value < 0.9 * best for value in values) for label, values in runs.items()}
+    for label, values in runs.items():
+        bench.note(f"{label}: best {max(values):.1f}, mean {mean(values):.1f}, {failed[label]} of "
+                   f"{len(values)} runs fall short.")
+    return steadier(failed["MLP"], failed["plain rows"])
+
+
+def steadier(mlp, plain):
+    return HOLDS if plain - mlp >= 3 else FAILS if mlp - plain >= 3 else OPEN
+
+
+FEW = 20, 50, 200  # training examples
+
+
+@claim("E", minutes=6)
+def c21_prefixes_win_with_few_examples(bench):
+    """Where examples are few, in generation, prefix tuning beats full fine-tuning.
+
+    Origin: Li & Liang: +2.9 BLEU on average over 50 to 500 examples.
+    Measured: `describe` (facts in, prose out) with gpt-xs and 20, 50 and 200 examples, both learning
+    rates tuned, both stopped early: prefix minus full in points of attribute F1. Beside it the same on
+    `rating`.
+    Article: it does not generalise: on MNLI with 100 examples GPT-3 scores 60.2 in full and 48.3 with a
+    prefix (Hu et al., table 16).
+    """
+    verdicts = []
+    for n in FEW:
+        prefix, full = (few(bench, method, n) for method in ("prefix", "full"))
+        verdicts.append(above(minus(prefix, full), 0))
+        apart = minus(few(bench, "prefix", n, "rating"), few(bench, "full", n, "rating"))
+        bench.note(f"{n} examples: prefix {score(prefix)}, full {score(full)}, difference "
+                   f"{pm(minus(prefix, full))}; on rating {pm(apart)}.")
+    return together(*verdicts)
+
+
+def few(bench, method, n, task="describe"):
+    return bench.tuned(method, rates=lowdata.RATES[method], task=task, examples=n)
+
+
+@claim("E", minutes=0.5)
+def c22_because_full_fine_tuning_overfits(bench):
+    """Perhaps that is because full fine-tuning overfits.
+
+    Origin: a conjecture of the survey.
+    Measured: on the runs of C21, the typical probability of a right word on train minus on test, in
+    points: full minus prefix. It holds if full's gap is wider at 20 and 50 examples and C21 holds;
+    without C21 there is nothing to explain.
+    """
+    verdicts = [c21_prefixes_win_with_few_examples(bench)]
+    bench.notes.clear()
+    for n in FEW[:2]:
+        gaps = {method: [gap(bench, r) for r in few(bench, method, n)] for method in ("full", "prefix")}
+        wider = [a - b for a, b in zip(gaps["full"], gaps["prefix"])]
+        bench.note(f"{n} examples, gaps: {each(gaps, pm)}; wider by {pm(wider)}.")
+        verdicts.append(above(wider, 0))
+    return conjecture(*verdicts)
+
+
+def conjecture(wins, *wider):
+    """Supported if prefix wins and full's gap is wider, refuted if it is not, open if nothing is won."""
+    return FAILS if FAILS in wider else OPEN if wins != HOLDS else together(*wider)
+
+
+def gap(bench, record):
+    """dev_score (probability or accuracy, percent) on the training examples minus on the test examples."""
+    def measure():
+        model, tokenizer, task = rebuild(bench.out / record["file"])
+        train, test = (tasks.dev_score(model, task, part, tokenizer.pad) for part in (task.train, task.test))
+        return {"train": train, "test": test}
+    found = bench.kept("train and test", measure, file=record["file"])
+    return found["train"] - found["test"]
