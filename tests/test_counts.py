@@ -1,0 +1,121 @@
+"""Counts at real sizes: the real code on the meta device, the closed formulas, and what the papers print."""
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from deltas import methods
+from lab import costs, papers
+from lab.papers import Row, verdict
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return papers.rows()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "roberta-base"])
+def test_what_is_counted_on_meta_is_what_the_formula_says(name):
+    for kind in methods().values():
+        delta = costs.chosen(kind, {})
+        row = costs.row(name, delta)
+        assert row["trained"] == delta.training_formula(costs.size(name)), kind
+        assert row["stored"] == delta.formula(costs.size(name)), kind
+
+
+@pytest.mark.parametrize("name, base", [
+    ("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080),
+    ("gpt2-xl", 1_557_611_200),
+    ("bert-base-cased", 108_310_272), ("bert-base-uncased", 109_482_240), ("bert-large-cased", 333_579_264),
+    ("bert-large-uncased", 335_141_888), ("roberta-base", 124_645_632), ("roberta-large", 355_359_744),
+    ("gpt3-175b", 174_604_259_328)])
+def test_the_sizes_of_the_bases(name, base):
+    counted = costs.counted(name, methods()["full"]())
+    assert (counted.base, counted.delta, counted.head) == (base, base, 0)
+
+
+@pytest.mark.parametrize("name, size", [("small", 76_961_152), ("base", 247_577_856), ("large", 783_150_080),
+                                        ("xl", 2_849_757_184), ("xxl", 11_135_332_352)])
+def test_the_sizes_of_t5_by_formula(name, size):
+    assert costs.t5_size(name) == size
+
+
+def test_small_counts_on_gpt2():
+    kinds = methods()
+    expected = {"lora": (dict(rank=8), 294_912), "bitfit": ({}, 102_144),
+                "last_layer": (dict(k=1), 7_087_872),
+                "prompt": (dict(length=20), 15_360), "prefix": (dict(length=10), 184_320),
+                "adapter": (dict(bottleneck=64, norms=False), 2_379_264), "intrinsic": (dict(dim=1000), 1000)}
+    for name, (fields, numbers) in expected.items():
+        assert costs.counted("gpt2", kinds[name](**fields), finish=True).delta == numbers, name
+    for name, biases in (("gpt2-medium", 271_360), ("gpt2-large", 508_160), ("gpt2-xl", 846_400)):
+        assert costs.counted(name, kinds["bitfit"]()).delta == biases
+
+
+@pytest.mark.parametrize("printed, ours, expected", [
+    ("20,480", 20480, "exact"),
+    ("20,480", 20481, "off +0.0049 %"),
+    ("40.1M", 40_109_568, "rounded"),
+    ("0.9M", 884_736, "rounded"),
+    ("18.8M", 18_874_368, "truncated"),
+    ("18.9M", 18_874_368, "rounded"),
+    ("603.8M", 603_979_776, "off +0.030 %"),     # neither 604.0 nor 603.9
+    ("23.00M", 23_002_848, "rounded"),
+    ("23.00M", 23_012_848, "off +0.056 %"),     # a closing zero behind the point is a digit
+    ("250K", 245_760, "to 2 digits"),           # before it, it may be a place
+    ("500K", 491_520, "to 1 digit"),
+    ("250K", 244_000, "off -2.4 %"),
+    ("0.09%", Fraction(95, 1000), "truncated"),
+    ("0.08%", Fraction(817, 10000), "rounded"),
+    ("1.2TB", 1_047_625_555_968, "off -13 %"),
+])
+def test_a_verdict_is_computed_from_the_printed_digits(printed, ours, expected):
+    assert verdict(printed, ours) == expected
+
+
+def test_where_a_column_is_rounded_cutting_off_does_not_count():
+    assert Row("", "", "0.4M", 491_520, "").equal
+    assert not Row("", "", "0.4M", 491_520, "", cut=False).equal
+
+
+def test_a_formula_wrong_by_a_tenth_would_be_seen(rows):
+    """Printed numbers with three digits or more cannot agree by luck."""
+    telling = [r for r in rows if r.equal and sum(c.isdigit() for c in r.printed.lstrip("0.")) >= 3
+               and not r.verdict.startswith("to ")]
+    assert len(telling) > 90
+    for r in telling:
+        assert verdict(r.printed, r.ours * Fraction(11, 10), r.cut).startswith("off"), r
+
+
+def test_far_more_than_thirty_published_counts_are_reproduced(rows):
+    equal = [r for r in rows if r.equal]
+    strict = [r for r in equal if not r.fitted and not r.verdict.startswith("to ")]
+    assert len(equal) >= 140
+    assert sum(not r.source.startswith("Lester") for r in strict) >= 30  # without the one table of ninety
+
+
+def test_every_number_that_differs_is_explained(rows):
+    assert [r.what for r in rows if not r.equal and not r.why] == []
+
+
+def test_the_table_is_no_wider_than_110_columns(rows):
+    lines = papers.table(rows)
+    assert max(map(len, lines)) <= 110
+    assert any(f"{sum(r.equal for r in rows)} of {len(rows)} printed numbers" in line for line in lines)
+    assert len(papers.plain(rows)) == len(rows)
+
+
+@pytest.mark.slow
+def test_gpt3_takes_seconds_and_no_memory():
+    """In a process of its own: processor seconds, since the machine may be busy; peak memory in kilobytes."""
+    code = ("import resource; from lab import costs; costs.main(['--model', 'gpt3-175b']);"
+            "u = resource.getrusage(resource.RUSAGE_SELF); print(u.ru_utime + u.ru_stime, u.ru_maxrss)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True,
+                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    seconds, kilobytes = done.stdout.split()[-2:]
+    assert done.stdout.count("agrees") == len(methods()) and "DIFFERS" not in done.stdout
+    assert float(seconds) < 10 and int(kilobytes) < 500_000
