@@ -218,7 +218,7 @@ TASKS = {task.name: task for task in (
     WorldTask("sentiment", "do they like it? all opinions agree, some are negated", ("good", "bad"),
               "{text} it was [MASK] .", 1.0, 200),
     WorldTask("rating", "all praise, praise wins, blame wins, all blame: contrast and negation decide",
-              ("great", "good", "bad", "terrible"), "{text} it was [MASK] .", 1.0, 500),
+              ("great", "good", "bad", "terrible"), "{text} it was [MASK] .", 1.0, 200),
     WorldTask("cuisine", "which kitchen a dish is from; the dishes tested are not those trained on",
               CUISINES, "{text} the food is [MASK] .", 1.0, 200),
     WorldTask("claim", "does the review say so? no also where it says nothing about it", ("yes", "no"),
@@ -233,8 +233,8 @@ def sentiment(rng, label, split):
 
 def rating(rng, label, split):
     if label in ("great", "terrible"):
-        return opener(rng) + agreeing(rng, label == "great", 2, negation=0.1)
-    return opener(rng) + contrasting(rng, label == "good", negation=0.1)
+        return opener(rng) + agreeing(rng, label == "great", 2, negation=0.3)
+    return opener(rng) + contrasting(rng, label == "good", negation=0.3)
 
 
 def cuisine(rng, label, split):
