@@ -57,7 +57,7 @@ def summary(entries):
     lines = [f"{number:>4}  {verdict}" for verdict, number in counts.items() if number]
     if missing := [e.claim for e in entries if e.verdict == UNRUN]:
         names, minutes = " ".join(c.name for c in missing), sum(c.minutes for c in missing)
-        lines.append(f"\nNot run: {names}\npython eval.py claims --run all, about {minutes:.0f} minutes of one core")
+        lines.append(f"\nNot run: {names}\n{minutes:.0f} minutes of a core: python eval.py claims --run all")
     return "\n".join(lines)
 
 

@@ -114,7 +114,7 @@ def c9_sixty_percent_faster(bench):
 def speedups(bench, method, base="gpt-s"):
     """Full fine-tuning's time of a step over the method's, at each batch shape of GRID."""
     def measure():
-        pairs = [side_by_side({m: step_of(m, base, *shape) for m in ("full", method)}) for shape in GRID]
+        pairs = [side_by_side({m: step_of(m, base, *shape) for m in ("full", method)}, 9) for shape in GRID]
         return {"ratios": [times["full"] / times[method] for times in pairs]}
     ratios = bench.kept(f"steps a second, {method} over full", measure, base=base)["ratios"]
     shapes = [f"{texts} texts of {length}:" for texts, length in GRID]

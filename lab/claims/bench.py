@@ -16,6 +16,10 @@ from model import Config, Transformer
 
 TINY = Config(vocab_size=17, n_ctx=12, d_model=12, n_layer=2, n_head=3, d_ff=20)
 REAL_STEPS = 100
+RATES = {  # learning rates to choose from, on the little world's bases
+    "full": (1e-3, 3e-4, 3e-3), "last_layer": (3e-3, 1e-3, 1e-2), "bitfit": (3e-2, 1e-2, 1e-1),
+    "adapter": (1e-2, 3e-3, 3e-2), "prompt": (1e-1, 3e-2, 3e-1), "prefix": (1e-2, 3e-3, 3e-2),
+    "lora": (1e-2, 3e-3, 3e-2), "intrinsic": (1e-2, 3e-3, 3e-2)}
 
 
 class NotRun(Exception):
@@ -63,10 +67,10 @@ class Bench:
         return known or trials.trial(method, (seed,), self.out, self.say, **choice)[0]
 
     def tuned(self, method, rates=None, seeds=None, **choice):
-        """All seeds at the learning rate that dev likes best with the first: the default, x 0.3, or x 3."""
+        """All seeds at the learning rate of `rates` that dev likes best with the first seed."""
         seeds = self.seeds if seeds is None else seeds
-        rates = rates or [float(f"{factor * methods()[method].lr:.2g}") for factor in (1, 0.3, 3)]
-        best = max(rates, key=lambda lr: self.trial(method, seeds[:1], lr=lr, **choice)[0]["dev_score"])
+        first = {lr: self.trial(method, seeds[:1], lr=lr, **choice)[0] for lr in rates or RATES[method]}
+        best = max(first, key=lambda lr: first[lr]["dev_score"])
         return self.trial(method, seeds, lr=best, **choice)
 
     def on_real(self, *names):

@@ -9,7 +9,7 @@ from lab.ledger import COUNTS, DEFINES, FAILS, HOLDS, OPEN, above, claim, pm, sh
 from lab.trials import mean, scores
 from methods.full import base_size
 
-TASKS = "sentiment", "rating", "cuisine", "claim"
+TASKS = "rating", "sentiment", "cuisine", "claim"
 TECHNIQUES = [name for name in METHODS if name not in ("full", "intrinsic")]
 
 

@@ -48,7 +48,7 @@ def dimension(bench, corrected=False, **choice):
 
 
 def at(bench, d, **choice):
-    return bench.tuned("intrinsic", rates=d90.RATES, dim=d, **{"examples": 1000} | choice)
+    return bench.tuned("intrinsic", dim=d, **{"examples": 1000} | choice)
 
 
 def text(d):

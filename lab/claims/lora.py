@@ -121,7 +121,7 @@ def c39_lora_tends_to_full(bench):
     adapter = with_delta("adapter", tiny()[0], bottleneck=12, init_std=1.0).blocks[0].after_mlp
     x = torch.ones(1, 12, dtype=torch.float64)
     bend = (adapter(2 * x) - adapter(0 * x) - 2 * (adapter(x) - adapter(0 * x))).abs().max().item()
-    bench.note(f"dW as B A of rank 12: error {apart:.0e}. An adapter at 0, x, 2x leaves a line by {bend:.1f}.")
+    bench.note(f"dW as B A of rank 12: error {apart:.0e}; an adapter at 0, x, 2x bends by {bend:.1f}.")
     full = bench.trial("full")
     lora = {r: distance(bench.trial("lora", rank=r, alpha=2.0 * r, targets=ALL), full) for r in (1, 4, 48)}
     adapters = {m: distance(bench.trial("adapter", bottleneck=m), full) for m in (1, 8, 48)}

@@ -87,7 +87,7 @@ def c25_tune_the_last_layers(bench):
     full = bench.tuned("full", base="gpt-s")
     ratios = {k: share(bench.tuned("last_layer", base="gpt-s", k=k), full) for k in (1, 2)}
     for k, found in ratios.items():
-        bench.note(f"k = {k}: {pm(found)} % of full, at (2n + 4n x {k}/4) / 6n = {(2 + k) / 6:.2f} of the FLOPs.")
+        bench.note(f"k = {k}: {pm(found)} % of full at (2n + 4n x {k}/4) / 6n = {(2 + k) / 6:.2f} FLOPs.")
     return above(ratios[1], 90)
 
 
