@@ -84,7 +84,7 @@ def layers(model):
 @dataclass
 class Intrinsic(Delta):
     family: ClassVar[str] = "reparameterisation"
-    lr: ClassVar[float] = 1e-2       # each weight moves by about this much in a step; 5e-2 is worse
+    lr: ClassVar[float] = 3e-3       # each weight moves by about this much in a step; 3e-2 is worse
     lr_real: ClassVar[float] = 1e-3
     dim: int = setting(200, "d, how many numbers train, scales included; about RoBERTa-large's d90 on MRPC")
     projection: str = setting("fastfood", "fastfood, O(D log d), or dense, O(D d)")
