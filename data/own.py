@@ -3,7 +3,8 @@
     train.tsv, dev.tsv, test.tsv         a header line, then text, tab, label; labels of any kind
     train.jsonl, dev.jsonl, test.jsonl   one {"prompt": ..., "completion": ...} a line, for generation
     train.csv, dev.csv, test.csv         E2E's columns mr,ref; equal mr in dev and test are one prompt with
-                                         several right completions
+                                         several right completions. E2E's own file names do as well:
+                                         trainset.csv, devset.csv, testset_w_refs.csv
     template.json                        optional, beside tsv files, for a base with an LM head:
                                          {"template": "{text} It was [MASK].", "words": {"0": "bad", "1": "good"}}
 
@@ -16,6 +17,9 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+
+
+E2E = {"train": "trainset.csv", "dev": "devset.csv", "test": "testset_w_refs.csv"}
 
 
 @dataclass
@@ -34,11 +38,11 @@ def read(folder):
     if not folder.is_dir():
         raise ValueError(f"--data {folder}: no such folder")
     for ending, reader in (("tsv", read_tsv), ("jsonl", read_jsonl), ("csv", read_csv)):
-        if (folder / f"train.{ending}").is_file():
+        if found(folder, "train", ending).is_file():
             break
     else:
         raise ValueError(f"--data {folder}: holds none of train.tsv, train.jsonl, train.csv")
-    files = {split: folder / f"{split}.{ending}" for split in ("train", "dev", "test")}
+    files = {split: found(folder, split, ending) for split in E2E}
     if not files["dev"].is_file():
         raise ValueError(f"{files['dev']}: missing; training is steered by a dev file")
     splits = {split: rows_of(path, reader) if path.is_file() else [] for split, path in files.items()}
@@ -50,6 +54,12 @@ def read(folder):
     else:
         data.splits = {split: rows if split == "train" else grouped(rows) for split, rows in splits.items()}
     return data
+
+
+def found(folder, split, ending):
+    """The file of a split; under E2E's name where only that is there."""
+    plain, named = folder / f"{split}.{ending}", folder / E2E[split]
+    return named if ending == "csv" and named.is_file() and not plain.is_file() else plain
 
 
 def rows_of(path, reader):

@@ -1,6 +1,8 @@
 """Your own data: what the three formats look like, and that every bad row is named by file and line."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -159,3 +161,24 @@ def test_the_reader_program_finds_what_a_text_states():
     yes = "familyFriendly[yes]"
     assert own.stated("children are welcome", yes) == {"familyFriendly": "yes"}
     assert own.stated("not for children", yes) == {} and own.stated("a quiet place", yes) == {}
+
+
+def test_e2es_own_file_names_do_as_well(tmp_path):
+    for name in ("trainset.csv", "devset.csv", "testset_w_refs.csv"):
+        (tmp_path / name).write_text(f'mr,ref\n"name[{name}]","It is called {name}."\n', encoding="utf-8")
+    data = own.read(tmp_path)
+    assert data.splits["train"] == [("name[trainset.csv]", ["It is called trainset.csv."])]
+    assert data.splits["dev"][0][0] == "name[devset.csv]" and data.splits["test"][0][0] == "name[testset_w_refs.csv]"
+
+
+def test_real_e2e_prompts_have_several_right_completions(tmp_path):
+    folder = os.environ.get("DELTA_DATA")
+    if folder is None:
+        pytest.skip("DELTA_DATA names no folder with e2e/ in it")
+    for name in ("devset.csv", "testset_w_refs.csv"):
+        (tmp_path / name).symlink_to(Path(folder) / "e2e" / name)
+    (tmp_path / "trainset.csv").symlink_to(Path(folder) / "e2e" / "devset.csv")
+    data = own.read(tmp_path)
+    prompt, answers = data.splits["test"][0]
+    assert len(data.splits["train"]) == 4672 and len(answers) > 1 and data.metric == "attributes"
+    assert "name" in own.slots(prompt) and "name" in own.stated(answers[0], prompt)
