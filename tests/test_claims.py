@@ -181,13 +181,13 @@ def test_no_memory_model_gives_the_printed_terabytes():
 # ---- runs that are missing, kept, or chosen ----
 
 def record(bench, **choice):
-    key = settings(choice.pop("method"), **({"base": "gpt-xs", "task": "rating", "steps": 300} | choice)).key
+    key = settings(choice.pop("method"), **({"base": "gpt-s", "task": "rating", "steps": 300} | choice)).key
     made_up = {"settings": key, "score": 50 + key["lr"], "dev_score": 50 - key["lr"]}
     bench.known[claims.bench.name(key)] = made_up
 
 
 def test_a_missing_run_is_named_and_not_made(tmp_path):
-    with pytest.raises(NotRun, match="lora on gpt-xs, rating, seed 0"):
+    with pytest.raises(NotRun, match="lora on gpt-s, rating, seed 0"):
         Bench(tmp_path).trial("lora")
     assert not list(tmp_path.iterdir())
 

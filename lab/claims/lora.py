@@ -6,7 +6,7 @@ import torch
 
 from data.bases import SHAPES, load_base
 from deltas import attach, load, merge, methods, trainable
-from lab.claims.bench import each, forward_of, gradients, score, side_by_side, tiny, with_delta
+from lab.claims.bench import SMALL, each, forward_of, gradients, score, side_by_side, tiny, with_delta
 from lab.claims.adapters import speedups
 from lab.costs import size, stored_bytes, training_memory
 from lab.ledger import COUNTS, FAILS, HOLDS, OPEN, WRONG, claim, pm, share, together
@@ -18,7 +18,7 @@ from model import Transformer
 ALL = "query,key,value,out,up,down"
 
 
-@claim("E+A", minutes=3)
+@claim("E+A", minutes=2.2)
 def c37_all_matrices_are_decomposed(bench):
     """LoRA: the change of all parameter matrices is a product of two thin ones, dW = B A.
 
@@ -40,14 +40,14 @@ def c37_all_matrices_are_decomposed(bench):
                    f"({each(found, score)}).")
     else:
         bench.note("On a real checkpoint: python eval.py claims C37 --real-base MINILM --real-data SST2.")
-    ranks = {r: bench.trial("lora", rank=r, alpha=2.0 * r) for r in (1, 2, 4, 16, 48)}
+    ranks = {r: bench.trial("lora", base=SMALL, rank=r, alpha=2.0 * r) for r in (1, 2, 4, 16, 48)}
     bench.note(f"By rank: {each(ranks, lambda found: '= ' + score(found))}.")
     places = {"query": 8, "value": 8, "query,value": 4, "query,key,value,out": 2, ALL: 1}
     for targets, r in places.items():
-        found = bench.trial("lora", rank=r, alpha=2.0 * r, targets=targets)
+        found = bench.trial("lora", base=SMALL, rank=r, alpha=2.0 * r, targets=targets)
         bench.note(f"{targets}, r = {r} ({found[0]['delta_params']:,}): {pm(scores(found))}.")
     energy = [energy_in(bench, record) for record in bench.trial("full")]
-    bench.note(f"Of full's dW, 4 of 48 singular values hold {pm(energy)} % of the squares; of a random "
+    bench.note(f"Of full's dW, 4 of 96 singular values hold {pm(energy)} % of the squares; of a random "
                f"matrix {random_energy():.0f} %.")
     return WRONG if round(few / 1e5) == 189 and everywhere > 2 * few else HOLDS
 
@@ -68,7 +68,7 @@ def leading(dW, r):
     return (100 * squares[:r].sum() / squares.sum()).item()
 
 
-def random_energy(d=48, r=4):
+def random_energy(d=96, r=4):
     return leading(torch.randn(d, d, generator=torch.Generator().manual_seed(0)), r)
 
 
@@ -101,7 +101,7 @@ def largest(grads):
     return {factor: max(g for key, g in grads.items() if key.endswith(f".{factor}")) for factor in "AB"}
 
 
-@claim("U+E", minutes=2)
+@claim("U+E", minutes=1.2)
 def c39_lora_tends_to_full(bench):
     """With more parameters training LoRA tends to training the original model, training an adapter to an
     MLP.
@@ -122,9 +122,10 @@ def c39_lora_tends_to_full(bench):
     x = torch.ones(1, 12, dtype=torch.float64)
     bend = (adapter(2 * x) - adapter(0 * x) - 2 * (adapter(x) - adapter(0 * x))).abs().max().item()
     bench.note(f"dW as B A of rank 12: error {apart:.0e}; an adapter at 0, x, 2x bends by {bend:.1f}.")
-    full = bench.trial("full")
-    lora = {r: distance(bench.trial("lora", rank=r, alpha=2.0 * r, targets=ALL), full) for r in (1, 4, 48)}
-    adapters = {m: distance(bench.trial("adapter", bottleneck=m), full) for m in (1, 8, 48)}
+    full = bench.trial("full", base=SMALL)
+    lora = {r: distance(bench.trial("lora", base=SMALL, rank=r, alpha=2.0 * r, targets=ALL), full)
+            for r in (1, 4, 48)}
+    adapters = {m: distance(bench.trial("adapter", base=SMALL, bottleneck=m), full) for m in (1, 8, 48)}
     bench.note(f"LoRA by r: {each(lora, lambda far: '= ' + pm(far))}; adapters by m: "
                f"{each(adapters, lambda far: '= ' + pm(far))}.")
     return together(HOLDS if apart < 1e-4 else FAILS, nearer(lora[48], lora[1]))
@@ -142,13 +143,13 @@ def nearer(first, second):
     return OPEN if len(signs) > 1 else HOLDS if True in signs else FAILS
 
 
-@claim("U+E", minutes=0.3)
+@claim("U+E", minutes=0.2)
 def c40_no_latency(bench):
     """LoRA adds no latency at inference.
 
     Origin: Hu et al., section 4.1, once it is merged.
     Measured: modules and parameters of a merged tiny model against the base's, and its logits; the time
-    of a forward pass of gpt-s merged and unmerged over the base's. It holds if merged is within 3 %.
+    of a forward pass of gpt-s merged and unmerged over the base's. It holds if merged is within 5 %.
     Tests: tests/test_invariants.py::test_merged_weights_compute_the_same_in_a_plain_model
     """
     base, ids = tiny()
@@ -166,12 +167,12 @@ def c40_no_latency(bench):
         functions = {"plain": plain, "loose": loose, "merged": merge(copy.deepcopy(loose))}
         ms = side_by_side({key: forward_of(m, 16, 32) for key, m in functions.items()}, rounds=61)
         return {"merged": ms["merged"] / ms["plain"], "loose": ms["loose"] / ms["plain"]}
-    found = bench.kept("forward, LoRA over base", measure)
+    found = bench.kept("fastest forward, LoRA over base", measure)
     bench.note(f"Time over the base's: merged {found['merged']:.2f}, unmerged {found['loose']:.2f}.")
-    return HOLDS if same and abs(found["merged"] - 1) <= 0.03 else FAILS
+    return HOLDS if same and abs(found["merged"] - 1) <= 0.05 else FAILS
 
 
-@claim("A+E", minutes=0.5)
+@claim("A+E", minutes=0.1)
 def c41_memory_and_storage(bench):
     """LoRA saves a great deal of memory and storage.
 
@@ -185,7 +186,7 @@ def c41_memory_and_storage(bench):
     bench.note(f"GPT-2 medium: full 16 x {D:,} = {full / 1e9:.2f} GB; LoRA 4 x {D:,} + 16 x {T:,} = "
                f"{lora / 1e9:.2f} GB: {full / lora:.1f} times less; on disk {4 * D / 1e9:.2f} GB and "
                f"{4 * T / 1e6:.1f} MB.")
-    one, other = (bench.trial(method, seeds=(0,), base="gpt-s")[0] for method in ("lora", "full"))
+    one, other = (bench.trial(method, seeds=(0,))[0] for method in ("lora", "full"))
     for what, r in (("LoRA", one), ("full", other)):
         bench.note(f"gpt-s, {what}: a step {r['peak_mb']:.1f} MB, {r['memory_mb']['activations']:.1f} of it "
                    f"activations; the file {r['stored_bytes']:,} bytes.")

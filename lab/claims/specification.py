@@ -6,7 +6,7 @@ from data import tasks
 from data.bases import SHAPES, load_base
 from deltas import load, methods
 from lab.claims.bench import each, gradients, score, tiny, with_delta
-from lab.claims.cost import TASKS
+from lab.claims.cost import TASKS, field
 from lab.costs import size
 from lab.ledger import DEFINES, FAILS, above, claim, pm, share, together
 from lab.score import rebuild
@@ -31,7 +31,7 @@ def c23_train_a_part(bench):
     return DEFINES
 
 
-@claim("E", minutes=4)
+@claim("E", minutes=0.1)
 def c24_low_layers_are_general(bench):
     """Layers near the input hold what is general, layers near the output what is particular to a task.
 
@@ -40,8 +40,8 @@ def c24_low_layers_are_general(bench):
     again: points lost, the upper two blocks minus the lower two. Beside it how far full fine-tuning moves
     each block's weights, in percent of their norm.
     """
-    losses = [without_each_block(bench, record) for record in bench.tuned("adapter", base="gpt-s")]
-    moves = [moved(bench, record) for record in bench.tuned("full", base="gpt-s")]
+    losses = [without_each_block(bench, record) for record in bench.tuned("adapter")]
+    moves = [moved(bench, record) for record in bench.tuned("full")]
     bench.note("Points lost without block 1 to 4: " + ", ".join(pm(values) for values in zip(*losses)) + ".")
     bench.note("Weights moved: " + ", ".join(f"{pm(values)} %" for values in zip(*moves)) + ".")
     apart = [mean(loss[2:]) - mean(loss[:2]) for loss in losses]
@@ -74,7 +74,7 @@ def moved(bench, record):
     return bench.kept("weights moved", measure, file=record["file"])["moved"]
 
 
-@claim("E+A", minutes=4)
+@claim("E+A", minutes=0.5)
 def c25_tune_the_last_layers(bench):
     """So tune only the last layer, or the last few.
 
@@ -84,14 +84,14 @@ def c25_tune_the_last_layers(bench):
     of full fine-tuning's score, learning rates tuned; it holds from 90 % on with one block.
     Tests: tests/test_last_layer.py::test_below_the_trained_block_no_graph_is_recorded
     """
-    full = bench.tuned("full", base="gpt-s")
-    ratios = {k: share(bench.tuned("last_layer", base="gpt-s", k=k), full) for k in (1, 2)}
+    full = bench.tuned("full")
+    ratios = {k: share(bench.tuned("last_layer", k=k), full) for k in (1, 2)}
     for k, found in ratios.items():
         bench.note(f"k = {k}: {pm(found)} % of full at (2n + 4n x {k}/4) / 6n = {(2 + k) / 6:.2f} FLOPs.")
     return above(ratios[1], 90)
 
 
-@claim("E+A+U", minutes=1)
+@claim("E+A+U", minutes=0.6)
 def c26_biases_keep_95_percent(bench):
     """Training only the bias vectors keeps 95 % of the performance.
 
@@ -112,9 +112,9 @@ def c26_biases_keep_95_percent(bench):
     grads = gradients(with_delta("bitfit", model), ids)
     dead, alive = (max(g for key, g in grads.items() if part in key) for part in ("key", "query"))
     bench.note(f"Largest gradient of a key bias {dead:.0e}, of a query bias {alive:.0e}.")
-    ratios = {task: share(bench.tuned("bitfit", task=task), bench.tuned("full", task=task)) for task in TASKS}
+    ratios = {task: share(*field(bench, task, ("bitfit", "full")).values()) for task in TASKS}
     bench.note(f"Percent of full: {each(ratios, pm)}.")
-    half = share(bench.tuned("bitfit", only="query_up"), bench.tuned("full"))
+    half = share(bench.trial("bitfit", only="query_up"), bench.tuned("full"))
     bench.note(f"With half of the biases (query_up), rating: {pm(half)} %.")
     average = [mean(one) for one in zip(*ratios.values())]
     bench.note(f"Average over tasks: {pm(average)} %.")
