@@ -91,8 +91,8 @@ def most(verdicts):
 
 
 def pm(values, digits=1):
-    """The mean and half its 95 % interval, as text."""
-    return f"{mean(values):.{digits}f} ± {interval(values):.{digits}f}"
+    """The mean and half its 95 % interval, as text; a single value has none."""
+    return f"{mean(values):.{digits}f}" + (f" ± {interval(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def minus(first, second):

@@ -8,8 +8,9 @@ from data.bases import SHAPES, load_base
 from deltas import attach, load, merge, methods, trainable
 from lab.claims.bench import SMALL, each, forward_of, gradients, score, side_by_side, tiny, with_delta
 from lab.claims.adapters import speedups
+from lab.claims.cost import on_real
 from lab.costs import size, stored_bytes, training_memory
-from lab.ledger import COUNTS, FAILS, HOLDS, OPEN, WRONG, claim, pm, share, together
+from lab.ledger import COUNTS, FAILS, HOLDS, OPEN, WRONG, claim, pm, together
 from lab.trials import mean
 from methods.full import base_size
 from methods.lora import LoRALinear
@@ -34,12 +35,6 @@ def c37_all_matrices_are_decomposed(bench):
     few, everywhere = (methods()["lora"](rank=4, targets=targets).formula(size("gpt3-175b"))
                        for targets in ("query,value", ALL))
     bench.note(f"GPT-3, r = 4: query and value {few:,} (published: 18.8M), all six matrices {everywhere:,}.")
-    if bench.real:
-        label, found = bench.on_real("lora", "full")
-        bench.note(f"{label}, query and value, r = 8: {pm(share(*found.values()))} % of full "
-                   f"({each(found, score)}).")
-    else:
-        bench.note("On a real checkpoint: python eval.py claims C37 --real-base MINILM --real-data SST2.")
     ranks = {r: bench.trial("lora", base=SMALL, rank=r, alpha=2.0 * r) for r in (1, 2, 4, 16, 48)}
     bench.note(f"By rank: {each(ranks, lambda found: '= ' + score(found))}.")
     places = {"query": 8, "value": 8, "query,value": 4, "query,key,value,out": 2, ALL: 1}
@@ -49,6 +44,7 @@ def c37_all_matrices_are_decomposed(bench):
     energy = [energy_in(bench, record) for record in bench.trial("full")]
     bench.note(f"Of full's dW, 4 of 96 singular values hold {pm(energy)} % of the squares; of a random "
                f"matrix {random_energy():.0f} %.")
+    on_real(bench, "C37", "lora")
     return WRONG if round(few / 1e5) == 189 and everywhere > 2 * few else HOLDS
 
 

@@ -260,7 +260,7 @@ def c20_the_prefix_is_made_by_an_mlp(bench):
     trained, kept, D = delta.training_formula(medium), delta.formula(medium), base_size(medium)
     bench.note(f"GPT-2 medium, P = 5: {kept:,} kept ({100 * kept / D:.2f} %), {trained:,} trained "
                f"({100 * trained / D:.1f} %).")
-    rates = 1e-3, 1e-2, 3e-2, 1e-1
+    rates = 3e-3, 1e-2, 3e-2, 1e-1
     runs = {label: [r["score"] for lr in rates for r in bench.trial("prefix", base=SMALL, mlp=mlp, lr=lr)]
             for label, mlp in (("MLP", True), ("plain rows", False))}
     best = max(max(values) for values in runs.values())

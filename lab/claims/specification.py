@@ -6,7 +6,7 @@ from data import tasks
 from data.bases import SHAPES, load_base
 from deltas import load, methods
 from lab.claims.bench import each, gradients, score, tiny, with_delta
-from lab.claims.cost import TASKS, field
+from lab.claims.cost import TASKS, field, on_real
 from lab.costs import size
 from lab.ledger import DEFINES, FAILS, above, claim, pm, share, together
 from lab.score import rebuild
@@ -118,11 +118,5 @@ def c26_biases_keep_95_percent(bench):
     bench.note(f"With half of the biases (query_up), rating: {pm(half)} %.")
     average = [mean(one) for one in zip(*ratios.values())]
     bench.note(f"Average over tasks: {pm(average)} %.")
-    verdicts = [above(average, 95)]
-    if bench.real:
-        label, found = bench.on_real("bitfit", "full")
-        verdicts.append(above(share(*found.values()), 95))
-        bench.note(f"{label}: {pm(share(*found.values()))} % ({each(found, score)}).")
-    else:
-        bench.note("On a real checkpoint: python eval.py claims C26 --real-base MINILM --real-data SST2.")
-    return together(*verdicts) if dead < 1e-12 < alive else FAILS
+    verdict = together(above(average, 95), *on_real(bench, "C26", "bitfit"))
+    return verdict if dead < 1e-12 < alive else FAILS
