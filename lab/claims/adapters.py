@@ -75,7 +75,7 @@ def c8_half_a_percent_to_eight(bench):
 
     Origin: Houlsby et al.: BERT-large, m from 16 to 256.
     Measured: the counts at BERT-large; on gpt-xs the score in percent of full fine-tuning's for several
-    m, and on four tasks for m = 8. Close means 95 %; it holds if most tasks are close.
+    m, and on the tasks of C4 for m = 8. Close means 95 %; it holds if most tasks are close.
     Tests: tests/test_adapter.py::test_counts_of_the_adapter_paper
     """
     config = size("bert-large-uncased")

@@ -16,22 +16,23 @@ GRID = 8, 32, 128, 512, 2048
 BEYOND = 2 * GRID[-1]  # stands for a d90 that the grid does not reach
 
 
-@claim("E", minutes=1.4)
+@claim("E", minutes=1.2)
 def c27_few_examples_many_parameters(bench):
     """With hundreds to thousands of examples one can train 10^8 to 10^10 parameters, and they generalise
     well.
 
     Origin: the premise of Aghajanyan et al.
-    Measured: full fine-tuning of gpt-xs on `rating` with 50, 200 and 1,000 examples, pretrained and from
-    random weights: test score. It holds if the pretrained one is at 90 % accuracy and ahead with 200
-    examples.
+    Measured: full fine-tuning of gpt-s on `rating` with 50 examples and with the usual 200, pretrained
+    and from random weights: test score. It holds if the pretrained one is at 90 % accuracy and ahead with
+    200 examples. Our parameters are half a million, not 10^8; it is their number for each example that is
+    alike.
     """
-    pretrained = {n: bench.trial("full", base=SMALL, examples=n) for n in (50, 200, 1000)}
-    scratch = {n: bench.trial("full", base=SMALL, examples=n, scratch=True) for n in pretrained}
-    for n, found in pretrained.items():
-        bench.note(f"{n} examples, {found[0]['base_params'] // n:,} parameters for each: pretrained "
-                   f"{score(found)}, from scratch {score(scratch[n])}.")
-    return together(above(scores(pretrained[200]), 90), above(minus(pretrained[200], scratch[200]), 0))
+    for n, examples in ((50, 50), (200, None)):
+        pretrained = bench.trial("full", examples=examples)
+        scratch = bench.trial("full", examples=examples, scratch=True)
+        bench.note(f"{n} examples, {pretrained[0]['base_params'] // n:,} parameters for each: pretrained "
+                   f"{score(pretrained)}, from scratch {score(scratch)}.")
+    return together(above(scores(pretrained), 90), above(minus(pretrained, scratch), 0))
 
 
 # ---- d90 ----

@@ -214,12 +214,13 @@ def c19_a_prefix_is_free_in_every_layer(bench):
     Origin: Li & Liang 2021; what is free are keys and values.
     Measured: a prompt's keys and values, put into a prefix: the logits' difference (a prompt is a prefix
     that is computed, in a causal model). Then prefix minus prompt in points at equal length 8 on
-    `rating`, gpt-xs, tuned.
+    `rating`, gpt-s, tuned.
     Tests: tests/test_prefix.py::test_each_layer_has_its_own_prefix_and_it_depends_on_no_text,
     tests/test_prompt.py::test_in_a_causal_model_a_prompt_is_a_prefix_that_is_computed
     """
     apart = prompt_as_prefix()
-    bench.note(f"A prompt written as a prefix moves the logits by {apart:.1g}; it has 2 L times the numbers.")
+    bench.note(f"A prompt written as a prefix moves the logits by {apart:.1g}. A free prefix has 2 L times "
+               "the numbers.")
     better = minus(*field(bench, "rating", ("prefix", "prompt")).values())
     bench.note(f"Prefix minus prompt: {pm(better)} points.")
     return HOLDS if apart < 1e-8 else FAILS
