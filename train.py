@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from contextlib import nullcontext
@@ -29,8 +28,7 @@ import torch
 from data import tasks, world
 from data.bases import SHAPES, load_base
 from deltas import Delta, attach, count, fingerprint, methods, save, trainable
-from lab import report, results
-from model import Block
+from lab import checks, report, results
 
 
 @dataclass
@@ -89,16 +87,16 @@ def run(settings, out, say=print):
     probe = [t.to(settings.device) for t in tasks.collate((task.test or task.dev)[:16], tokenizer.pad)]
     reported = task.test or task.dev
     frozen = test_score(model, task, reported, tokenizer, settings) if task.metric else 0.0
-    before = outputs(model, probe)
+    before = checks.outputs(model, probe)
     model = attach(with_words(settings.delta, task), model)
-    check_start(model, before, outputs(model, probe), say)
+    checks.start(model, before, checks.outputs(model, probe), say)
     counted = report.counts(model, model.delta, say)
 
     frozen_before = to_precision(model, settings.dtype)
     start = {name: p.detach().clone() for name, p in trainable(model).items()}
     memory = memory_of_a_step(model, task, tokenizer.pad, settings)
     curve, ms_per_step = train(model, task, tokenizer.pad, settings, say)
-    check_end(model, start, frozen_before, say)
+    checks.end(model, start, frozen_before, say)
     model.delta.finish(model)
     stored = count(model)
     if stored.delta != (formula := model.delta.formula(model.config)):
@@ -238,52 +236,6 @@ def memory_of_a_step(model, task, pad, settings):
     parts = {"weights": sum(weights.values()), "gradients": trained, "optimizer": 2 * trained,
              "activations": sum(size for place, size in kept.items() if place not in weights)}
     return {name: size / 2**20 for name, size in (parts | {"peak": sum(parts.values())}).items()}
-
-
-# ---- the self-check: what must be true of every delta ----
-
-@torch.no_grad()
-def outputs(model, batch):
-    ids, keep, targets = batch
-    return model(ids, keep, at=targets != -100)
-
-
-def check_start(model, before, after, say):
-    """A new delta leaves the function as it is, bit for bit; prompt and prefix cannot, and are exempt."""
-    apart = (before - after).abs().max().item()
-    if model.delta.identity and apart > 0:
-        raise AssertionError(f"a new {model.delta.name} moves the logits by up to {apart:g}; it must not")
-    why = "identical bit for bit" if apart == 0 else f"moved by up to {apart:.2g}: soft tokens are seen at once"
-    say(f"check      step 0: the frozen base's logits are {why}")
-
-
-def check_end(model, start, frozen_before, say):
-    """Frozen tensors are bit-identical, and every delta tensor has moved."""
-    still = {name: p for name, p in model.named_parameters() if not p.requires_grad}
-    if fingerprint(still) != frozen_before:
-        raise AssertionError("a frozen tensor has changed")
-    kept = f"{sum(p.numel() for p in still.values()):,} numbers are bit-identical" if still else "nothing is frozen"
-    say(f"check      frozen: {kept}")
-    mine = trainable(model)
-    unmoved = [name for name in mine if torch.equal(mine[name], start[name])]
-    say(f"check      delta: {len(mine) - len(unmoved)} of {len(mine)} tensors have moved"
-        + "".join(f"\n           {name} has not: {why_not(mine[name])}" for name in unmoved))
-    keys = {id(p) for block in blocks_of(model) for p in block.attention.key.parameters() if p.ndim == 1}
-    if settled := [name for name, p in mine.items() if id(p) in keys]:
-        say(f"           ({len(settled)} of them are key biases, moved by rounding noise alone: they add the same\n"
-            "           number to every score of a query, and softmax does not see it)")
-
-
-def why_not(parameter):
-    if parameter.grad is None:
-        return "it is not on the way from the text to this task's logits"
-    if not parameter.grad.any():
-        return "its gradient is zero"
-    return "no step on the way did better on dev than where it started"
-
-
-def blocks_of(model):
-    return [m for m in model.modules() if isinstance(m, Block)]
 
 
 def run_once(settings, out, full=None, say=print):

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import train
-from deltas import METHODS, attach, load, merge, methods, trainable
+from deltas import METHODS, attach, merge, methods
 from lab import linear_probe, results
 from lab.trials import mean, scores, sd, settings, steps_to, trial
 

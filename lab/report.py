@@ -76,7 +76,7 @@ def explain(model):
     print(f"{'tensor':<52}{'shape':>16}  \n{'-' * 78}")
     inner = next(m for m in model.modules() if hasattr(m, "blocks"))
     inside = {id(p): f"blocks[{i}]" for i, block in enumerate(inner.blocks) for p in block.parameters()}
-    shown, groups = {id(p): name for name, p in model.named_parameters()}, {}
+    groups = {}
     for name, p in model.named_parameters():
         place = inside.get(id(p), "")
         number = place[7:-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltas import attach, count, load, merge, own_parameters, save, trainable
+from deltas import attach, count, merge, own_parameters, save, trainable
 from fastfood import Dense, Fastfood
 from methods.intrinsic import Intrinsic
 from model import Config, Transformer, generate

@@ -10,24 +10,10 @@ from torch import nn
 from deltas import attach, count, load, merge, save, trainable
 from methods.prefix import KeysValues, Prefix, activations
 from model import Attention, Config, Transformer, generate
+from tiny import BERT, GPT, IDS, stirred
 
-GPT = Config(vocab_size=17, n_ctx=16, d_model=12, n_layer=2, n_head=3, d_ff=20)
-BERT = Config(vocab_size=17, n_ctx=16, d_model=12, n_layer=2, n_head=3, d_ff=20, n_types=2, causal=False,
-              norm_first=False, activation="gelu", eps=1e-12, lm_head="mlm", pooler=True)
-IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 both = pytest.mark.parametrize("config", [GPT, BERT], ids=["gpt", "bert"])
 variants = pytest.mark.parametrize("mlp", [True, False], ids=["mlp", "flat"])
-
-
-def stirred(config, delta=None):
-    """A model in float64 whose every number has been moved, so that no zero can hide a mistake."""
-    torch.manual_seed(0)
-    model = Transformer(config)
-    model = (model if delta is None else attach(delta, model)).double()
-    with torch.no_grad():
-        for p in model.parameters():
-            p += 0.3 * torch.randn_like(p)
-    return model
 
 
 def attention(q, keys, values):
@@ -97,7 +83,7 @@ def test_zero_keys_and_values_are_not_neutral():
     x, P = torch.randn(1, 5, 12).double(), 4
     q, k = layer.heads(layer.query(x)), layer.heads(layer.key(x))
     Z = (q @ k.transpose(2, 3) / math.sqrt(4)).exp().sum(dim=3)                        # (B, H, T)
-    before, layer.out = layer.out, nn.Identity()
+    layer.out = nn.Identity()
     plain = layer(x)
     layer.prefix = KeysValues(torch.zeros(P, 24).double())
     expected = layer.heads(plain) * (Z / (Z + P))[..., None]

@@ -14,7 +14,7 @@ import train
 from data import tasks, world
 from data.tasks import Task
 from deltas import attach, fingerprint, methods, read, trainable
-from lab import report, results
+from lab import checks, report, results
 from lab.score import rebuild
 from model import Config, Transformer
 from train import Settings
@@ -244,11 +244,11 @@ def test_the_stream_of_batches_depends_on_the_seed_alone():
 def test_the_check_at_the_start_stops_a_delta_that_changes_the_model():
     model, said = attach(methods()["lora"](), Transformer(GPT)), []
     logits = torch.ones(2, 3)
-    train.check_start(model, logits, logits.clone(), said.append)
+    checks.start(model, logits, logits.clone(), said.append)
     assert "identical bit for bit" in said[0]
     with pytest.raises(AssertionError, match="a new lora moves the logits by up to 0.5"):
-        train.check_start(model, logits, logits + 0.5, said.append)
-    train.check_start(attach(methods()["prompt"](), Transformer(GPT)), logits, logits + 0.5, said.append)
+        checks.start(model, logits, logits + 0.5, said.append)
+    checks.start(attach(methods()["prompt"](), Transformer(GPT)), logits, logits + 0.5, said.append)
     assert "moved by up to 0.5" in said[-1]
 
 
@@ -259,14 +259,14 @@ def test_the_check_at_the_end_stops_a_frozen_tensor_that_moved():
     with torch.no_grad():
         for name, p in trainable(model).items():
             p += name != "final_norm.bias"
-    train.check_end(model, start, mark, said.append)
+    checks.end(model, start, mark, said.append)
     text = "\n".join(said)
     assert f"{len(start) - 1} of {len(start)} tensors have moved" in text
     assert "final_norm.bias has not: it is not on the way" in text and "2 of them are key biases" in text
     with torch.no_grad():
         model.positions.weight[3, 4] += 1e-6
     with pytest.raises(AssertionError, match="a frozen tensor has changed"):
-        train.check_end(model, start, mark, said.append)
+        checks.end(model, start, mark, said.append)
 
 
 def test_memory_is_counted_by_kind():

@@ -1,6 +1,5 @@
 """The little world by hand: what its documents say, who may read what, and how its texts become tokens."""
 
-import random
 from collections import Counter
 
 import pytest
