@@ -166,7 +166,8 @@ def train(model, task, pad, settings, say):
     """The one training loop: AdamW, 6 % warm-up, linear decay, gradient norm clipped at 1.
 
     Dev is scored at 15 points on the way (6 for a checkpoint, where that takes long), and the delta that did
-    best there is what remains: dev picks the step, test never does. Returns the curve [(step, dev score)] and the milliseconds of a step.
+    best there is what remains: dev picks the step, test never does. Returns the curve [(step, dev score)] and
+    the milliseconds of a step.
     """
     parameters = trainable(model)
     # No weight decay: it would pull a base's weights towards zero, not towards where they started.

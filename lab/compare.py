@@ -41,7 +41,7 @@ def table(names, seeds, out, sweep=None, **choice):
     rows.append(row("from scratch", trial("full", seeds, out, scratch=True, **choice), full))
     for name in names:
         for values in sweep or [{}]:
-            label = " ".join([name, *(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())])
+            label = " ".join([name, *(f"{field}={value}" for field, value in values.items())])
             records = trial(name, seeds, out, **choice, **values)
             rows.append(row(label, records, full, latency(out, records[0])))
     return rows + [row("full fine-tuning", full, full)]
@@ -135,7 +135,7 @@ def shown(name, value):
     if name in ("trained", "stored B"):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.2f}" if name in ("%", "latency", "merged") else f"{value:.0f}" if name == "to 90 %" else f"{value:.1f}"
+        return f"{value:.{2 if name in ('%', 'latency', 'merged') else 0 if name == 'to 90 %' else 1}f}"
     return str(value)
 
 
@@ -196,9 +196,11 @@ def sweep_values(texts):
 def main(argv):
     parser = argparse.ArgumentParser(prog="eval.py compare", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", help="names with commas between [all]", default=",".join(n for n in METHODS if n != "full"))
+    parser.add_argument("--methods", help="names with commas between [all]",
+                        default=",".join(name for name in METHODS if name != "full"))
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds [3]")
-    parser.add_argument("--sweep", nargs="*", default=[], metavar="FIELD=V,V", help="any field of a technique or of training")
+    parser.add_argument("--sweep", nargs="*", default=[], metavar="FIELD=V,V",
+                        help="any field of a technique or of training")
     parser.add_argument("--out", default="out", help="folder of results.jsonl, the table and the pictures [out]")
     train.add_options(parser, without=("lr", "seed", "scratch"))
     args = parser.parse_args(argv)
@@ -212,4 +214,5 @@ def main(argv):
     show(rows)
     write_csv(rows, out / "compare.csv")
     print(f"\ntable: {out / 'compare.csv'}, with the command that repeats each row")
-    print(pictures(rows, {name: trial(name, seeds, out, **choice) for name in [*names, "full"] if not args.sweep}, out))
+    curves = {} if args.sweep else {name: trial(name, seeds, out, **choice) for name in [*names, "full"]}
+    print(pictures(rows, curves, out))

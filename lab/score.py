@@ -25,7 +25,8 @@ def apart(model, merged, task, pad):
     """The largest difference of two models' logits on 64 examples."""
     worst = 0.0
     for _, ids, keep, targets in tasks.batches((task.test or task.dev)[:64], 32, pad):
-        worst = max(worst, (model(ids, keep) - merged(ids, keep))[keep if not task.classes else ...].abs().max().item())
+        difference = (model(ids, keep) - merged(ids, keep)).abs()[keep]
+        worst = max(worst, difference.max().item())
     return worst
 
 
@@ -51,7 +52,8 @@ def main(argv):
     parser.add_argument("file", metavar="FILE", help="a delta that train.py has saved")
     parser.add_argument("--split", choices=("dev", "test"), help="[test, or dev where there is no test]")
     parser.add_argument("--base", help="the checkpoint's folder, if it has moved")
-    parser.add_argument("--merge", action="store_true", help="fold the delta into the weights first, and say how far the logits move")
+    parser.add_argument("--merge", action="store_true",
+                        help="fold the delta into the weights first, and say how far the logits move")
     parser.add_argument("--show", type=int, default=4, help="how many examples to show [4]")
     args = parser.parse_args(argv)
     model, tokenizer, task = rebuild(args.file, args.base)

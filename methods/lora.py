@@ -49,7 +49,7 @@ class LoRA(Delta):
     lr_real: ClassVar[float] = 1e-3  # the paper: 4e-4 to 5e-4 for RoBERTa-base, over many more epochs
     rank: int = setting(8, "r, the update's rank; the paper's choice for RoBERTa")
     alpha: float = setting(16.0, "the update is scaled by alpha / rank; 16 as in the authors' scripts")
-    targets: str = setting("query,value", "which of query,key,value,out,up,down, with commas between; the paper's: query,value")
+    targets: str = setting("query,value", "which of query,key,value,out,up,down; the paper's: query,value")
 
     def __post_init__(self):
         unknown = [name for name in self.targets.split(",") if name not in PLACES]
