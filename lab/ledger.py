@@ -54,6 +54,11 @@ class Entry:
     verdict: str = UNRUN
     notes: list = field(default_factory=list)  # the numbers, sentence by sentence
 
+    @property
+    def missing(self):
+        """Is there a number that has not been run, be it one that the verdict does not need?"""
+        return any(note.startswith("Not run: ") for note in self.notes)
+
 
 def claim(kind, minutes=0.0):
     """Enter a function into CLAIMS, under the C-number that its name begins with."""
@@ -129,8 +134,9 @@ def markdown(entries, how):
              "95 % confidence interval over seeds.", "", "| verdict | claims | |", "|---|---|---|"]
     for verdict, number in counts.items():
         if number:
-            names = ", ".join(link(e.claim) for e in entries if e.verdict == verdict)
-            lines.append(f"| {verdict} | {number} | {names} |")
+            names = [e.claim.name for e in entries if e.verdict == verdict]
+            links = ", ".join(f"[{name}](#{name.lower()})" for name in names)
+            lines.append(f"| {verdict} | {number} | {links} |")
     for entry in entries:
         parts = entry.claim.parts
         lines += ["", f"## {entry.claim.name}", "", f"> {entry.claim.sentence}", "",
@@ -141,7 +147,3 @@ def markdown(entries, how):
         lines += [f"- Exact: {', '.join(tests)}"] if tests else []
         lines += [f"- Kind {entry.claim.kind}; again: `{entry.claim.command}`"]
     return "\n".join(lines) + "\n"
-
-
-def link(claim):
-    return f"[{claim.name}](#{claim.name.lower()})"

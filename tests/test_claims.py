@@ -37,7 +37,7 @@ def test_every_entry_says_what_where_from_and_how(name, entries):
     assert set(claim.kind.replace("/", "+").split("+")) <= set("AUED")
     assert {"Origin", "Measured"} <= set(claim.parts) <= set(PARTS) and all(claim.parts.values())
     assert entry.verdict in VERDICTS and numbers(entry)
-    assert (entry.verdict == UNRUN) == (claim.minutes > 0 or "E" in claim.kind)
+    assert entry.missing == (claim.minutes > 0) and (claim.minutes == 0 or "E" in claim.kind)
     if "U" in claim.kind:
         assert "Tests" in claim.parts
 
@@ -67,7 +67,7 @@ def test_all_twelve_slips_of_the_article_are_said():
     ("C20", UNRUN, ["245,760 kept", "25,744,896 trained (7.3 %)"]),
     ("C26", UNRUN, ["102,912 = 0.0950 %", "272,384 = 0.0817 %"]),
     ("C31", UNRUN, ["400 GB", "0.7 GB"]),
-    ("C37", UNRUN, ["18,874,368", "84,934,656"]),
+    ("C37", WRONG, ["18,874,368", "84,934,656"]),
     ("C43", WRONG, ["1.05 TB", "1.40 TB", "2.79 TB", "349.5 GB"]),
     ("C44", COUNTS, ["18,874,368", "37,748,736", "36.0 MiB", "9,251 times"]),
 ])
@@ -83,7 +83,8 @@ def test_lora_on_all_six_matrices_of_gpt3_by_hand():
 
 
 @pytest.mark.parametrize("name, verdict", [
-    ("C13", HOLDS), ("C18", HOLDS), ("C23", DEFINES), ("C29", WRONG), ("C38", HOLDS)])
+    ("C13", HOLDS), ("C18", HOLDS), ("C32", HOLDS), ("C38", HOLDS), ("C23", DEFINES),
+    ("C7", WRONG), ("C29", WRONG), ("C33", WRONG)])
 def test_exact_on_a_tiny_model(name, verdict, entries):
     assert entries[name].verdict == verdict
 
@@ -152,7 +153,7 @@ def test_three_failures_fewer_are_steadier():
 def test_a_dimension_is_lower_only_if_the_bracket_is():
     assert intrinsic.lower(128, 512) == HOLDS and intrinsic.lower(512, 128) == FAILS
     assert intrinsic.lower(128, 128) == OPEN
-    assert intrinsic.text(intrinsic.BEYOND) == "above 2048"
+    assert intrinsic.text(intrinsic.BEYOND) == "above 4096"
 
 
 def test_rank_correlation_by_hand():
@@ -160,11 +161,6 @@ def test_rank_correlation_by_hand():
     assert intrinsic.spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     assert intrinsic.spearman([1, 2, 3, 4], [1, 1, 2, 2]) == pytest.approx(4 / 20**0.5)
     assert intrinsic.spearman([1, 2], [5, 5]) == 0
-
-
-def test_a_difference_around_zero():
-    assert intrinsic.around_zero([-1, 0, 1]) == HOLDS
-    assert intrinsic.around_zero([5, 6, 7]) == FAILS and intrinsic.around_zero([-5, -6, -7]) == FAILS
 
 
 def test_nearer_in_every_seed_or_not_at_all():

@@ -55,9 +55,10 @@ def ledger(bench, wanted=(), show=plain):
 def summary(entries):
     counts = {verdict: sum(e.verdict == verdict for e in entries) for verdict in VERDICTS}
     lines = [f"{number:>4}  {verdict}" for verdict, number in counts.items() if number]
-    if missing := [e.claim for e in entries if e.verdict == UNRUN]:
+    if missing := [e.claim for e in entries if e.missing]:
         names, minutes = " ".join(c.name for c in missing), sum(c.minutes for c in missing)
-        lines.append(f"\nNot run: {names}\n{minutes:.0f} minutes of a core: python eval.py claims --run all")
+        lines.append(f"\nNot run, or not all of it: {names}\n"
+                     f"{minutes:.0f} minutes of a core: python eval.py claims --run all")
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ from data.bases import SHAPES
 from deltas import attach, methods, trainable
 from lab.claims.bench import (SMALL, TINY, each, forward_of, gradients, score, side_by_side, step_of, tiny,
                               with_delta)
-from lab.claims.cost import TASKS, field
+from lab.claims.cost import by_task
 from lab.costs import size
 from lab.ledger import COUNTS, FAILS, HOLDS, OPEN, WRONG, above, claim, most, pm, share
 from methods.full import base_size
@@ -57,8 +57,11 @@ def c7_the_adapter_starts_at_zero(bench):
         torch.nn.init.zeros_(block.after_mlp.down.weight)
     alive = {key.split(".", 3)[3] for key, size in gradients(model, ids).items() if size > 0}
     bench.note(f"All zero: of the weights and biases of down and up only {', '.join(alive)} has a gradient.")
-    starts = {f"std {std:g}:": bench.trial("adapter", base=SMALL, init_std=std) for std in (0.0, 0.01, 1.0)}
-    bench.note(f"After 300 steps, {each(starts, score)}.")
+
+    def trained():
+        starts = {f"std {std:g}:": bench.trial("adapter", base=SMALL, init_std=std) for std in (0.0, 0.01, 1)}
+        bench.note(f"Scores on rating with gpt-xs, {each(starts, score)}.")
+    bench.extra(trained)
     return WRONG if alive == {"up.bias"} else HOLDS
 
 
@@ -83,13 +86,15 @@ def c8_half_a_percent_to_eight(bench):
         number = methods()["adapter"](bottleneck=m).formula(config) + 2 * config.d_model + 2
         bench.note(f"BERT-large, m = {m}: 48 x (2 x {m} x 1,024 + {m} + 1,024) + 2 x 1,024 x 49 + 2,050 = "
                    f"{number:,} = {100 * number / base_size(config):.2f} % of {base_size(config):,}.")
-    full = bench.tuned("full", base=SMALL)
-    for m in (1, 18):
-        found = bench.tuned("adapter", base=SMALL, bottleneck=m)
-        size_of = f"m = {m}, {found[0]['delta_percent']:.1f} % of the parameters"
-        bench.note(f"gpt-xs, rating, {size_of}: {pm(share(found, full))} % of full.")
-    ratios = {task: share(*field(bench, task, ("adapter", "full")).values()) for task in TASKS}
+    ratios = {task: share(*found.values()) for task, found in by_task(bench, "adapter", "full").items()}
     bench.note(f"Percent of full with m = 8: {each(ratios, pm)}.")
+
+    def sweep():
+        for m in (1, 18):
+            found, full = bench.tuned("adapter", base=SMALL, bottleneck=m), bench.tuned("full", base=SMALL)
+            bench.note(f"rating with gpt-xs, m = {m}, {found[0]['delta_percent']:.1f} % of the parameters: "
+                       f"{pm(share(found, full))} % of full.")
+    bench.extra(sweep)
     return most([above(r, 95) for r in ratios.values()])
 
 

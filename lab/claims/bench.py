@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-import train
 from data.bases import SHAPES
 from deltas import attach, methods, trainable
 from lab import results, trials
@@ -74,6 +73,13 @@ class Bench:
         first = {lr: self.trial(method, seeds[:1], lr=lr, **choice)[0] for lr in rates or RATES[method]}
         best = max(first, key=lambda lr: first[lr]["dev_score"])
         return self.trial(method, seeds, lr=best, **choice)
+
+    def extra(self, part):
+        """Call `part()`, whose notes the verdict does not depend on; if it misses a run, only say so."""
+        try:
+            part()
+        except NotRun as missing:
+            self.note(f"Not run: {missing}.")
 
     def on_real(self, *names):
         """{technique: records} on the real checkpoint; if nothing may be run, of the seeds that have been."""

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import torch
 
+import train
 from data import tasks
 from data.tokenizers import world
 from data.world import TASKS as WORLD
 from deltas import methods, trainable
-from lab import lowdata, prompts
+from lab import lowdata, prompts, trials
 from lab.claims.bench import SMALL, TINY, each, score, tiny, with_delta
-from lab.claims.cost import field
+from lab.claims.cost import TECHNIQUES, field
 from lab.costs import T5, size, t5_size
 from lab.ledger import COUNTS, DEFINES, FAILS, HOLDS, OPEN, above, below, claim, minus, pm, together
 from lab.score import rebuild
@@ -30,12 +31,20 @@ def c11_prompting(bench):
     Measured: the frozen base asked that way (the next word, for a GPT) on `rating`: accuracy against
     always giving one answer, three sizes; it holds if each size is two standard errors above.
     """
-    records = [bench.trial("full", seeds=(0,), base=base)[0] for base in ("gpt-xs", "gpt-s", "gpt-m")]
-    chance = records[0]["majority_score"]
-    bench.note(f"One answer for all: {chance:.1f} %. Frozen: "
-               + ", ".join(f"{r['base']} {r['frozen_score']:.1f} %" for r in records) + ".")
+    def measure():
+        return {base: frozen(base) for base in ("gpt-xs", "gpt-s", "gpt-m")}
+    kept, chance = bench.kept("frozen bases", measure), 100 / len(WORLD["rating"].labels)
+    found = {base: kept[base] for base in ("gpt-xs", "gpt-s", "gpt-m")}
+    bench.note(f"One answer for all: {chance:.1f} %. Frozen: {each(found, '{:.1f} %'.format)}.")
     error = 100 * (chance / 100 * (1 - chance / 100) / tasks.SIZES["test"]) ** 0.5
-    return HOLDS if all(r["frozen_score"] > chance + 2 * error for r in records) else OPEN
+    return HOLDS if all(value > chance + 2 * error for value in found.values()) else OPEN
+
+
+def frozen(base):
+    """The test score of a base on `rating` as it is."""
+    settings = trials.settings("full", base=base)
+    model, tokenizer, task = train.prepare(settings)
+    return train.test_score(model, task, task.test, tokenizer, settings)
 
 
 @claim("D/E", minutes=2)
@@ -107,7 +116,7 @@ def c15_prompts_converge_slowly(bench):
     Measured: steps until dev reaches 90 % of full fine-tuning's best, and 90 % of the technique's own, on
     `rating` with gpt-s, learning rates tuned (resolution 20 steps; "never" within 300).
     """
-    found = field(bench, "rating")
+    found = field(bench, "rating", *TECHNIQUES, "full")
     goal = 0.9 * mean([r["dev_score"] for r in found["full"]])
     steps = {m: steps_to(records, goal) for m, records in found.items()}
     own = {m: mean([steps_to([r], 0.9 * r["dev_score"]) for r in records]) for m, records in found.items()}
@@ -221,7 +230,7 @@ def c19_a_prefix_is_free_in_every_layer(bench):
     apart = prompt_as_prefix()
     bench.note(f"A prompt written as a prefix moves the logits by {apart:.1g}. A free prefix has 2 L times "
                "the numbers.")
-    better = minus(*field(bench, "rating", ("prefix", "prompt")).values())
+    better = minus(*field(bench, "rating", "prefix", "prompt").values())
     bench.note(f"Prefix minus prompt: {pm(better)} points.")
     return HOLDS if apart < 1e-8 else FAILS
 
