@@ -32,6 +32,7 @@ SHAPES = {
     "gpt-xs": gpt(48, 2, 4),
     "gpt-s": gpt(96, 4, 4),
     "gpt-m": gpt(160, 5, 5),
+    "gpt-l": gpt(192, 5, 6),
     "bert-xs": bert(64, 2, 4),
     "bert-s": bert(96, 4, 4),
 }
