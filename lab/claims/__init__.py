@@ -88,10 +88,12 @@ def main(argv):
     if wanted:
         print(f"\n{time.time() - begin:.0f} s")
     if args.markdown:
-        Path(args.markdown).write_text(markdown(entries, how(args)), encoding="utf-8")
+        Path(args.markdown).write_text(markdown(entries, how(args, entries)), encoding="utf-8")
         print(f"wrote {args.markdown}")
 
 
-def how(args):
+def how(args, entries):
+    short = sum(entry.missing for entry in entries)
     return (f"Written by `python eval.py claims --markdown {args.markdown}` from the runs of "
-            f"`python eval.py claims --run all --seeds {args.seeds}`. Every entry can be run on its own.")
+            f"`python eval.py claims --run all --seeds {args.seeds}`, on a CPU. An entry can be run on its own. "
+            + (f"{short} entries lack some or all of their runs, and say so." if short else "All are run."))

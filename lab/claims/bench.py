@@ -19,7 +19,7 @@ REAL_FIELDS = {"adapter": {"bottleneck": 48}}    # an eighth of MiniLM's width
 RATES = {  # learning rates that dev chooses from, on the little world's bases; the first wins a draw
     "full": (3e-4, 1e-4, 1e-3), "last_layer": (3e-3, 1e-3), "bitfit": (3e-2, 1e-2, 6e-2),
     "adapter": (1e-2, 3e-3), "prompt": (3e-2, 1e-1, 3e-1), "prefix": (3e-3, 1e-2, 3e-2),
-    "lora": (1e-2, 3e-3), "intrinsic": (3e-3, 1e-2)}
+    "lora": (1e-2, 3e-3)}
 SMALL = "gpt-xs"  # for sweeps: 300 steps in four seconds of a core
 
 
