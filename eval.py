@@ -27,6 +27,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # so that a log file can be followed
     try:
         main(sys.argv[1:])
     except (ValueError, FileNotFoundError, ImportError) as error:

@@ -340,6 +340,7 @@ def settings_from(args, kind):
 
 
 def main():
+    sys.stdout.reconfigure(line_buffering=True)  # so that a log file can be followed
     parser, args, kinds = arguments()
     try:
         settings = settings_from(args, kinds[args.method])
