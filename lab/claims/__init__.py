@@ -23,12 +23,15 @@ QUICK = 10  # minutes
 
 
 def entry(claim, bench):
-    """The Entry of a claim. What it noted before it missed a number stays."""
+    """The Entry of a claim. What it noted before it missed a number stays; what is missing comes last."""
     bench.notes = []
     try:
-        return Entry(claim, claim.answer(bench), bench.notes)
+        verdict = claim.answer(bench)
     except NotRun as missing:
-        return Entry(claim, UNRUN, bench.notes + [f"Not run: {missing}."])
+        verdict = UNRUN
+        bench.note(f"Not run: {missing}.")
+    notes = sorted(dict.fromkeys(bench.notes), key=lambda note: note.startswith("Not run: "))
+    return Entry(claim, verdict, notes)
 
 
 def cheapest(minutes):
@@ -95,5 +98,5 @@ def main(argv):
 def how(args, entries):
     short = sum(entry.missing for entry in entries)
     return (f"Written by `python eval.py claims --markdown {args.markdown}` from the runs of "
-            f"`python eval.py claims --run all --seeds {args.seeds}`, on a CPU. An entry can be run on its own. "
+            f"`python eval.py claims --run all --seeds {args.seeds}`, on a CPU. Each entry can be run alone. "
             + (f"{short} entries lack some or all of their runs, and say so." if short else "All are run."))

@@ -162,7 +162,7 @@ def on_real(bench, claim, *names):
         bench.note(f"Not run: {missing}.")
         return []
     first, seeds = found["full"][0], len(found["full"])
-    label = f"a checkpoint of {first['base_params'] / 1e6:.1f} million parameters on {first['task']}"
+    label = f"A checkpoint of {first['base_params'] / 1e6:.1f} million parameters on {first['task']}"
     verdict = closeness(bench, label + (", one seed" if seeds == 1 else ""), found)
     return [verdict] if seeds > 1 else []
 

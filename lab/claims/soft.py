@@ -314,7 +314,7 @@ def c21_prefixes_win_with_few_examples(bench):
 
 
 def few(bench, method, n, task="describe"):
-    """Records at the learning rate that dev likes best, as `eval.py lowdata --base gpt-xs --steps 200` has them."""
+    """Records at the rate that dev likes best, as `eval.py lowdata --base gpt-xs --steps 200` has them."""
     tried = [bench.trial(method, base=SMALL, task=task, examples=n, steps=200, lr=lr)
              for lr in lowdata.RATES[method]]
     return max(tried, key=lambda records: mean([r["dev_score"] for r in records]))
