@@ -70,6 +70,8 @@ def by_task(bench, kind):
         bench.extra(lambda: found.update({task: dimension(bench, kind, task=task)}))
     if not found:
         raise NotRun("d90 of gpt-xs on any task")
+    if len(found) < len(TASKS):
+        bench.note(f"Judged so far on {' and '.join(found)} alone.")
     return found
 
 
