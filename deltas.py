@@ -193,6 +193,8 @@ def load(path, model):
 
     Raises ValueError for another base, a missing, surplus or misshapen tensor, an unknown method.
     """
+    if getattr(model, "delta", None) is not None:
+        raise ValueError(f"this model carries a delta already ({model.delta}); load {path} into a fresh base")
     content = read(path)
     kind = methods()[content["method"]]
     if set(content["settings"]) != {f.name for f in fields(kind)}:
@@ -224,14 +226,16 @@ def fill(targets, tensors, path):
 
 @torch.no_grad()
 def merge(model):
-    """Fold the delta into plain weights, in float32, and return the plain model, all frozen.
+    """Fold the delta into plain weights and return the plain model, all frozen, in float32 or more.
 
-    Float32 because in bfloat16 most of a small update is rounded away. It can be done once: afterwards
+    Not in bfloat16, where most of a small update is rounded away. It can be done once: afterwards
     nothing is trainable, and a second call is a ValueError. So is a technique that cannot be merged.
     """
     if not trainable(model):
         raise ValueError("nothing to merge: no delta is attached, or it has been merged already")
     delta = model.delta
-    model = delta.merge(model.float())
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
+        model = model.float()
+    model = delta.merge(model)
     model.delta = None
     return model.requires_grad_(False)

@@ -345,7 +345,8 @@ def main():
     try:
         settings = settings_from(args, kinds[args.method])
         if args.explain:
-            return report.explain(attach(settings.delta, prepare(settings)[0]))
+            model, _, task = prepare(settings)
+            return report.explain(attach(with_words(settings.delta, task), model))
         full = None
         if not args.no_baseline and args.method != "full" and settings.task != "corpus":
             full = baseline(settings, args.out)

@@ -126,11 +126,12 @@ def grouped(rows):
 def check_labels(data, files):
     if len(data.labels) < 2:
         raise ValueError(f"{files['train']}: one label only, {data.labels[0]!r}; there is nothing to tell apart")
-    for split in ("dev", "test"):
-        for text, (label,) in data.splits[split]:
-            if label not in data.labels:
-                raise ValueError(f"{files[split]}: label {label!r} (at {text[:40]!r}) is not in the train file, "
-                                 f"which has {', '.join(data.labels)}")
+    for path in (files[split] for split in ("dev", "test") if data.splits[split]):
+        for number, line in lines(path):
+            label = line.split("\t")[1].strip()
+            if number > 1 and label not in data.labels:
+                raise ValueError(f"{path}, line {number}: label {label!r} is not in the train file, which has "
+                                 f"{', '.join(data.labels)}")
 
 
 def read_template(data, path):

@@ -55,6 +55,8 @@ class LoRA(Delta):
         unknown = [name for name in self.targets.split(",") if name not in PLACES]
         if unknown:
             raise ValueError(f"targets: {unknown[0]!r} is none of {', '.join(PLACES)}")
+        if len(set(self.targets.split(","))) < len(self.targets.split(",")):
+            raise ValueError(f"targets={self.targets!r} names a projection twice")
         if self.rank < 1:
             raise ValueError(f"rank={self.rank}: choose 1 or more")
 

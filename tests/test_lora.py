@@ -202,3 +202,8 @@ def test_two_printed_counts_follow_from_no_rank():
     for config, printed in ((medium, 0.35), (large, 0.77)):
         assert printed not in {round(LoRA(rank=r).formula(config) / 1e6, 2) for r in range(1, 65)}
     assert LoRA(rank=8).formula(gpt2(768, 12, 12)) == 294_912
+
+
+def test_a_projection_named_twice_is_refused():
+    with pytest.raises(ValueError, match="query,query.*twice"):
+        LoRA(targets="query,query")

@@ -66,7 +66,7 @@ def test_a_file_must_have_rows_and_two_labels(tmp_path):
 
 def test_a_label_that_training_never_saw_is_named(tmp_path):
     folder(tmp_path, train_tsv=TSV, dev_tsv=TSV, test_tsv=TSV + "so so\tmiddling\n")
-    refused(tmp_path, "test.tsv", "'middling'", "so so", "bad, good")
+    refused(tmp_path, "test.tsv, line 4", "'middling'", "bad, good")
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path):
