@@ -34,17 +34,19 @@ def mean_loss(model, task, examples, words, pad):
 
 
 def search(model, task, pad, length, candidates, seed):
-    """Greedy search for `length` prompt tokens: each place takes the best of `candidates` random tokens, or none."""
+    """Greedy search for at most `length` prompt tokens, by the training loss.
+
+    Each place takes the best of `candidates` random tokens, even if that is no better than one place less:
+    the best of all lengths is returned, which may be none at all.
+    """
     generator = torch.Generator().manual_seed(seed)
-    words, best = [], mean_loss(model, task, task.train, [], pad)
+    words, found = [], {(): mean_loss(model, task, task.train, [], pad)}
     for _ in range(length):
         drawn = torch.randint(model.config.vocab_size, (candidates,), generator=generator).tolist()
         losses = {word: mean_loss(model, task, task.train, words + [word], pad) for word in drawn}
-        word = min(losses, key=losses.get)
-        if losses[word] >= best:
-            break
-        words, best = words + [word], losses[word]
-    return words
+        words = words + [min(losses, key=losses.get)]
+        found[tuple(words)] = losses[words[-1]]
+    return list(min(found, key=found.get))
 
 
 def discrete(out, length, candidates, seed, **choice):
