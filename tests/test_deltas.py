@@ -270,3 +270,10 @@ def test_merging_works_in_float32_whatever_the_base_is_stored_in():
         if not p.requires_grad:
             p.data = p.data.bfloat16()
     assert {p.dtype for p in merge(model).parameters()} == {torch.float32}
+
+
+def test_a_file_is_loaded_into_a_fresh_base_only(tmp_path):
+    model = attach(methods()["bitfit"](), Transformer(GPT))
+    save(tmp_path / "d.pt", model)
+    with pytest.raises(ValueError, match="carries a delta already.*fresh base"):
+        load(tmp_path / "d.pt", model)
