@@ -14,6 +14,7 @@ Finished runs are read from results.jsonl. An interruption loses the run under w
 import argparse
 import copy
 import csv
+import io
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from lab.trials import mean, scores, sd, settings, steps_to, trial
 
 COLUMNS = ("technique", "family", "trained", "%", "stored B", "score", "± sd", "of full", "ms/step", "MB",
            "to 90 %", "latency", "merged")
+PICTURES = "score-parameters.png", "score-steps.png"
 
 
 def table(names, seeds, out, sweep=None, **choice):
@@ -71,7 +73,8 @@ def command(record):
     default = settings(record["method"]).key | {"steps": 300}
     for name, value in chosen.items():
         if name not in ("method", "device") and value != default[name] and not (name == "task" and chosen["data"]):
-            words += [f"--{name}"] if value is True else [f"--{name} {value}"]
+            flag = f"--{name}" if value else f"--no-{name}"
+            words.append(flag if isinstance(value, bool) else f"--{name} {value}")
     return " ".join([f"python train.py --method {record['method']}", *words])
 
 
@@ -140,10 +143,14 @@ def shown(name, value):
 
 
 def write_csv(rows, path):
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, "command"])
-        writer.writeheader()
-        writer.writerows(rows)
+    """Write the table; False if the file held just that already."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*COLUMNS, "command"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    new = not path.is_file() or path.read_text(encoding="utf-8") != text.getvalue()
+    path.write_text(text.getvalue(), encoding="utf-8", newline="\n")
+    return new
 
 
 def pictures(rows, records, folder):
@@ -160,16 +167,16 @@ def pictures(rows, records, folder):
             axes.errorbar(one["trained"], one["score"], yerr=one["± sd"] or 0, fmt="o", capsize=3)
             axes.annotate(one["technique"], (one["trained"], one["score"]), xytext=(5, 5), textcoords="offset points")
     axes.set(xscale="log", xlabel="trained parameters", ylabel="score in %", title="Score against trained parameters")
-    figure.savefig(folder / "score-parameters.png", dpi=120, bbox_inches="tight")
+    figure.savefig(folder / PICTURES[0], dpi=120, bbox_inches="tight")
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for name, found in records.items():
         steps = [step for step, _ in found[0]["curve"]]
         axes.plot(steps, [mean([r["curve"][i][1] for r in found]) for i in range(len(steps))], label=name)
     axes.set(xlabel="step", ylabel="dev score in %", title="Score against steps")
     axes.legend()
-    figure.savefig(folder / "score-steps.png", dpi=120, bbox_inches="tight")
+    figure.savefig(folder / PICTURES[1], dpi=120, bbox_inches="tight")
     plt.close("all")
-    return f"pictures: {folder / 'score-parameters.png'}, {folder / 'score-steps.png'}"
+    return "pictures: " + ", ".join(str(folder / name) for name in PICTURES)
 
 
 def value(text):
@@ -212,7 +219,9 @@ def main(argv):
     rows = table(names, seeds, out, sweep_values(args.sweep), **choice)
     print()
     show(rows)
-    write_csv(rows, out / "compare.csv")
+    new = write_csv(rows, out / "compare.csv")
     print(f"\ntable: {out / 'compare.csv'}, with the command that repeats each row")
+    if not new and (out / PICTURES[-1]).is_file():  # drawing takes longer than all the rest
+        return print("pictures: as they were")
     curves = {} if args.sweep else {name: trial(name, seeds, out, **choice) for name in [*names, "full"]}
     print(pictures(rows, curves, out))
