@@ -153,7 +153,7 @@ def test_three_failures_fewer_are_steadier():
 def test_a_dimension_is_lower_only_if_the_bracket_is():
     assert intrinsic.lower(128, 512) == HOLDS and intrinsic.lower(512, 128) == FAILS
     assert intrinsic.lower(128, 128) == OPEN
-    assert intrinsic.text(intrinsic.BEYOND) == "above 2048"
+    assert intrinsic.text(intrinsic.BEYOND) == "above 4096"
 
 
 def test_rank_correlation_by_hand():
