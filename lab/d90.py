@@ -96,8 +96,11 @@ def picture(found, folder):
         line = axes.errorbar(list(one["curve"]), [s for s, _ in one["curve"].values()],
                              yerr=[e for _, e in one["curve"].values()], marker="o", capsize=3, label=name)
         axes.axhline(one["targets"]["raw"], color=line[0].get_color(), linestyle=":")
+    tried = sorted({d for one in found.values() for d in one["curve"]})
     axes.set(xscale="log", xlabel="d, trained numbers", ylabel="dev score in %",
              title="Score in a random subspace; dotted: 90 % of full")
+    axes.set_xticks(tried, tried, minor=False)
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(folder / "d90.png", dpi=120, bbox_inches="tight")
     plt.close(figure)
