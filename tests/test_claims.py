@@ -238,3 +238,14 @@ def test_an_entry_on_the_page():
 def test_an_unknown_claim_is_an_error():
     with pytest.raises(ValueError, match="C45"):
         claims.main(["C45"])
+
+
+def test_after_the_time_that_quick_allows_nothing_new_is_started(tmp_path):
+    bench = Bench(tmp_path, run=True)
+    assert bench.kept("pi", lambda: {"value": 3})["value"] == 3
+    bench.until = 0.0
+    assert bench.kept("pi", lambda: {"value": 4})["value"] == 3      # what is known stays known
+    with pytest.raises(NotRun):
+        bench.kept("e", lambda: {"value": 2})
+    with pytest.raises(NotRun):
+        bench.trial("bitfit")

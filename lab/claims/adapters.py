@@ -34,7 +34,7 @@ def c6_an_adapter_is_a_small_bottleneck(bench):
     return COUNTS if found == by_hand else FAILS
 
 
-@claim("U+E", minutes=0.7)
+@claim("U+E", minutes=3)
 def c7_the_adapter_starts_at_zero(bench):
     """To begin exactly as the original model, the adapter has a skip connection and is initialised with
     zeros.
@@ -71,7 +71,7 @@ def start_of_an_adapter(std):
     return (with_delta("adapter", model, bottleneck=3, init_std=std)(ids) - before).abs().max().item()
 
 
-@claim("A+E", minutes=1)
+@claim("A+E", minutes=3)
 def c8_half_a_percent_to_eight(bench):
     """With no more than 0.5 % to 8 % of the parameters trained, adapters come close to full fine-tuning
     on many tasks.

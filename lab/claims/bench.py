@@ -1,6 +1,7 @@
 """What the claims stand on: runs and timings that are done once, and exact work on a tiny model."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Bench:
 
     def __init__(self, out="out", seeds=3, run=False, real=None, say=print, **always):
         self.out, self.seeds, self.always = Path(out), tuple(range(seeds)), always
-        self.may_run, self.say = run, say
+        self.may_run, self.until, self.say = run, math.inf, say
         self.notes, self.known = [], {name(r["settings"]): r for r in results.read(out)}
         if real:
             key = {"measure": "real checkpoint", "base": str(real[0]), "data": str(real[1])}
@@ -44,6 +45,11 @@ class Bench:
             self.known[name(key)] = {"settings": key}
         keys = [r["settings"] for r in self.known.values()]
         self.real = next((k for k in reversed(keys) if k.get("measure") == "real checkpoint"), None)
+
+    @property
+    def running(self):
+        """May something new be started? Not after `until`, a time in seconds."""
+        return self.may_run and time.time() < self.until
 
     def note(self, text):
         """Add a sentence with numbers to the entry under way."""
@@ -62,7 +68,7 @@ class Bench:
 
     def run_one(self, method, seed, choice):
         known = results.find(self.out, trials.settings(method, seed=seed, **choice).key)
-        if known is None and not self.may_run:
+        if known is None and not self.running:
             task = Path(choice["data"]).name if "data" in choice else choice["task"]
             raise NotRun(f"{method} on {Path(choice['base']).name}, {task}, seed {seed}")
         return known or trials.trial(method, (seed,), self.out, self.say, **choice)[0]
@@ -99,7 +105,7 @@ class Bench:
         """The dictionary that `function()` returns, measured once and kept under this name and settings."""
         key = {"measure": measure} | settings
         if name(key) not in self.known:
-            if not self.may_run:
+            if not self.running:
                 raise NotRun(measure)
             self.say(f"measuring   {measure} {' '.join(f'{k}={v}' for k, v in settings.items())}")
             self.known[name(key)] = {"method": "measure", "settings": key} | function()

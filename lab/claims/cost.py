@@ -130,7 +130,7 @@ def winner(found):
     return max(found.keys() - {"full"}, key=lambda method: mean([r["dev_score"] for r in found[method]]))
 
 
-@claim("E", minutes=12)
+@claim("E", minutes=18)
 def c4_few_parameters_are_enough(bench):
     """Training a few parameters and freezing the rest comes close to full fine-tuning, and sometimes
     reaches it.

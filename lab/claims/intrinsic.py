@@ -17,7 +17,7 @@ GRID = d90.GRID
 BEYOND = 2 * GRID[-1]  # stands for a d90 that the grid does not reach
 
 
-@claim("E", minutes=1.2)
+@claim("E", minutes=1.6)
 def c27_few_examples_many_parameters(bench):
     """With hundreds to thousands of examples one can train 10^8 to 10^10 parameters, and they generalise
     well.
@@ -83,7 +83,7 @@ def text(d):
     return f"above {GRID[-1]}" if d == BEYOND else str(d)
 
 
-@claim("E", minutes=2)
+@claim("E", minutes=3)
 def c28_low_intrinsic_dimension_explains_it(bench):
     """The explanation: pretrained models have a low intrinsic dimension.
 
@@ -119,7 +119,7 @@ def c29_the_maximum_dimension(bench):
     return WRONG if rank == D else FAILS
 
 
-@claim("E", minutes=3)
+@claim("E", minutes=7)
 def c30_ninety_percent_by_task(bench):
     """Similar means 90 % of the original score; the intrinsic dimension therefore belongs to a task.
 
@@ -157,7 +157,7 @@ def c31_dense_projections_are_too_large(bench):
     return COUNTS
 
 
-@claim("U+E", minutes=0.8)
+@claim("U+E", minutes=2.6)
 def c32_fastfood_instead(bench):
     """The Fastfood transform is used instead.
 
@@ -182,7 +182,7 @@ def c32_fastfood_instead(bench):
     return HOLDS if (P.norm(dim=0) - 1).abs().max() < 0.01 and cosine < 0.1 else FAILS
 
 
-@claim("U+E", minutes=3)
+@claim("U+E", minutes=7)
 def c33_hyper_parameters_per_layer(bench):
     """An extra hyper-parameter per layer is added, so that layers get different mappings (SAID).
 
@@ -211,7 +211,7 @@ def c33_hyper_parameters_per_layer(bench):
     return WRONG if grads["scales"] > 0 and sum(sizes.values()) == 9 else HOLDS
 
 
-@claim("E", minutes=0.1)
+@claim("E", minutes=7)
 def c34_all_are_low(bench):
     """The intrinsic dimensions of pretrained models are all low.
 
@@ -242,7 +242,7 @@ def c35_larger_models_smaller_dimension(bench):
     return together(*verdicts)
 
 
-@claim("E", minutes=0.3)
+@claim("E", minutes=7)
 def c36_harder_tasks_larger_dimension(bench):
     """The harder a task, the larger its intrinsic dimension.
 

@@ -19,7 +19,7 @@ from model import Transformer
 ALL = "query,key,value,out,up,down"
 
 
-@claim("E+A", minutes=2.2)
+@claim("E+A", minutes=3)
 def c37_all_matrices_are_decomposed(bench):
     """LoRA: the change of all parameter matrices is a product of two thin ones, dW = B A.
 
@@ -107,7 +107,7 @@ def largest(grads):
     return {factor: max(g for key, g in grads.items() if key.endswith(f".{factor}")) for factor in "AB"}
 
 
-@claim("U+E", minutes=1.2)
+@claim("U+E", minutes=2.2)
 def c39_lora_tends_to_full(bench):
     """With more parameters training LoRA tends to training the original model, training an adapter to an
     MLP.

@@ -108,7 +108,7 @@ def c14_a_prompt_is_tiny(bench):
     return COUNTS if all(s < (0.01 if D > 1e9 else 0.1) for D, s in shares.items()) else FAILS
 
 
-@claim("E", minutes=0.1)
+@claim("E", minutes=3)
 def c15_prompts_converge_slowly(bench):
     """A prompt is hard to train: it converges slowly.
 
@@ -288,7 +288,7 @@ def steadier(mlp, plain):
 FEW = 5, 20  # training examples; with 50 both write without a mistake
 
 
-@claim("E", minutes=6)
+@claim("E", minutes=7)
 def c21_prefixes_win_with_few_examples(bench):
     """Where examples are few, in generation, prefix tuning beats full fine-tuning.
 
@@ -320,7 +320,7 @@ def few(bench, method, n, task="describe", seeds=None):
     return max(tried, key=lambda records: mean([r["dev_score"] for r in records]))
 
 
-@claim("E", minutes=0.3)
+@claim("E", minutes=7)
 def c22_because_full_fine_tuning_overfits(bench):
     """Perhaps that is because full fine-tuning overfits.
 
