@@ -54,6 +54,12 @@ class Settings:
             self.lr = self.delta.lr if self.base in SHAPES else self.delta.lr_real
         if self.steps is None and self.epochs is None:  # now, so that a run of --steps 5 is never taken for this one
             self.steps, self.epochs = (300, None) if self.base in SHAPES else (None, 3.0)
+        for name in ("examples", "steps", "epochs", "batch_size", "lr"):
+            number = getattr(self, name)
+            if number is not None and not 0 < number < math.inf:
+                raise ValueError(f"{name}={number}: choose a number above 0")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device='cuda': PyTorch finds no CUDA device here; choose cpu")
         if self.data is not None:
             self.data, self.task = str(Path(self.data).resolve()), Path(self.data).resolve().name
 
@@ -299,6 +305,14 @@ def positive(text):
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def several(kind):
+    """How argparse reads values with commas between, each by `kind`, which raises ValueError for a wrong one."""
+    def read(text):
+        return [kind(part) for part in text.split(",")]
+    read.__name__ = f"list of {kind.__name__}"
+    return read
 
 
 def arguments(argv=None):

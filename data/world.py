@@ -255,15 +255,24 @@ def describe(rng, label, split):
 WRITERS = {"sentiment": sentiment, "rating": rating, "cuisine": cuisine, "claim": claim, "describe": describe}
 
 
+TRIES = 20_000  # draws in a row without a new text: then there is none
+
+
 def rows(task, split, n, seed=0):
-    """n pairs (text, label word), every label equally often; for describe (prompt, completion)."""
+    """n pairs (text, label word), every label equally often; for describe (prompt, completion).
+
+    Raises ValueError where the world has no n different texts.
+    """
     labels, write = TASKS[task].labels, WRITERS[task]
-    rng, found = random.Random(f"{task} {split} {seed}"), {}
+    rng, found, since = random.Random(f"{task} {split} {seed}"), {}, 0
     while len(found) < n:
+        if since == TRIES:
+            raise ValueError(f"{n:,} examples of {task}: the world has only some {len(found):,} for {split}")
+        since += 1
         label = labels[len(found) % len(labels)] if labels else None
         text = write(rng, label, split)
         if home(text) == split and text not in found:
-            found[text] = label if labels else completion(attributes(text))
+            found[text], since = label if labels else completion(attributes(text)), 0
     return list(found.items())
 
 

@@ -23,7 +23,7 @@ import torch
 import train
 from deltas import METHODS, attach, merge, methods
 from lab import linear_probe, results
-from lab.trials import mean, scores, sd, settings, steps_to, trial
+from lab.trials import mean, scores, sd, settings, steps_to, trial, value
 
 COLUMNS = ("technique", "family", "trained", "%", "stored B", "score", "± sd", "of full", "ms/step", "MB",
            "to 90 %", "latency", "merged")
@@ -179,16 +179,6 @@ def pictures(rows, records, folder):
     return "pictures: " + ", ".join(str(folder / name) for name in PICTURES)
 
 
-def value(text):
-    """A value of --sweep: a number where it reads as one."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text, text)
-
-
 def sweep_values(texts):
     """["lr=1e-3,1e-2"] -> [{"lr": 0.001}, {"lr": 0.01}]; several fields multiply."""
     found = [{}]
@@ -196,7 +186,7 @@ def sweep_values(texts):
         name, _, values = text.partition("=")
         if not values:
             raise ValueError(f"--sweep {text}: write field=value,value")
-        found = [one | {name: value(v)} for one in found for v in values.split(",")]
+        found = [one | {name: value(name, v)} for one in found for v in values.split(",")]
     return found
 
 
@@ -205,7 +195,7 @@ def main(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", help="names with commas between [all]",
                         default=",".join(name for name in METHODS if name != "full"))
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds [3]")
+    parser.add_argument("--seeds", type=train.positive, default=3, help="how many seeds [3]")
     parser.add_argument("--sweep", nargs="*", default=[], metavar="FIELD=V,V",
                         help="any field of a technique or of training")
     parser.add_argument("--out", default="out", help="folder of results.jsonl, the table and the pictures [out]")

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from deltas import attach, count, methods
 from fastfood import next_pow2
+from lab.trials import value
 from model import Config, Transformer
 
 
@@ -206,13 +207,9 @@ def settings(delta):
 
 
 def chosen(kind, changes):
-    """The technique `kind` in its paper's setting, with `changes` {field: text} where it has such a field."""
-    values = dict(PAPERS.get(kind().name, {}))
-    for f in fields(kind):
-        if f.name in changes:
-            text = changes[f.name]
-            values[f.name] = text.lower() in ("true", "1", "yes") if f.type is bool else f.type(text)
-    return kind(**values)
+    """The technique `kind` in its paper's setting, with `changes` {field: value} where it has such a field."""
+    own = {f.name: changes[f.name] for f in fields(kind) if f.name in changes}
+    return kind(**PAPERS.get(kind().name, {}) | own)
 
 
 # ---- tables ----
@@ -317,12 +314,14 @@ def parser():
 
 
 def changes(pairs):
-    """["rank=8"] -> {"rank": "8"}; every field must belong to some technique."""
-    known = {f.name for kind in methods().values() for f in fields(kind)}
+    """["rank=8"] -> {"rank": 8}; every field must belong to some technique."""
+    known, found = {f.name for kind in methods().values() for f in fields(kind)}, {}
     for pair in pairs:
-        if pair.partition("=")[0] not in known or "=" not in pair:
+        name, equals, text = pair.partition("=")
+        if name not in known or not equals:
             raise ValueError(f"--set {pair}: write FIELD=VALUE, the field one of {', '.join(sorted(known))}")
-    return dict(pair.split("=", 1) for pair in pairs)
+        found[name] = value(name, text)
+    return found
 
 
 def write_csv(path, rows):

@@ -112,8 +112,10 @@ def main(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bases", default="gpt-s", help="bases with commas between, checkpoints too [gpt-s]")
     parser.add_argument("--tasks", default="rating", help="tasks with commas between [rating]")
-    parser.add_argument("--grid", default=",".join(map(str, GRID)), help="the dimensions to choose from, rising")
-    parser.add_argument("--rates", default=",".join(map(str, RATES)), help="learning rates to try at each d")
+    parser.add_argument("--grid", type=train.several(train.positive), default=GRID, metavar="D,D,...",
+                        help=f"the dimensions to choose from [{','.join(map(str, GRID))}]")
+    parser.add_argument("--rates", type=train.several(float), default=RATES, metavar="LR,LR,...",
+                        help=f"learning rates to try at each d [{','.join(map(str, RATES))}]")
     parser.add_argument("--per_layer", "--per-layer", action="store_true", help="SAID: a trained scale a layer")
     parser.add_argument("--projection", choices=("fastfood", "dense"), default="fastfood")
     parser.add_argument("--seeds", type=train.positive, default=3, help="how many seeds [3]")
@@ -121,13 +123,12 @@ def main(argv):
     train.add_options(parser, without=("base", "task", "lr", "seed", "scratch"))
     args = parser.parse_args(argv)
     choice = {"examples": 1000 if args.data is None else None} | train.chosen(args)
-    grid, rates = [int(d) for d in args.grid.split(",")], [float(lr) for lr in args.rates.split(",")]
     found = {}
     for task in args.tasks.split(",") if args.data is None else [None]:
         for base in args.bases.split(","):
             named = choice if task is None else {"task": task} | choice
             name = f"{Path(base).name} on {task or Path(args.data).name}"
-            found[name] = measure(range(args.seeds), args.out, grid=grid, rates=rates, per_layer=args.per_layer,
-                                  projection=args.projection, base=base, **named)
+            found[name] = measure(range(args.seeds), args.out, grid=sorted(args.grid), rates=args.rates,
+                                  per_layer=args.per_layer, projection=args.projection, base=base, **named)
             show(name, found[name])
     print(picture(found, Path(args.out)))

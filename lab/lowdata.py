@@ -30,17 +30,18 @@ def main(argv):
     parser = argparse.ArgumentParser(prog="eval.py lowdata", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default="prefix,full", help="which of full,prefix,lora,adapter [prefix,full]")
-    parser.add_argument("--sizes", default="20,50,100,200,500", help="numbers of training examples")
+    parser.add_argument("--sizes", type=train.several(train.positive), default=SIZES, metavar="N,N,...",
+                        help=f"numbers of training examples [{','.join(map(str, SIZES))}]")
     parser.add_argument("--seeds", type=train.positive, default=3, help="how many seeds [3]")
     parser.add_argument("--out", default="out", help="folder of results.jsonl [out]")
     train.add_options(parser, without=("lr", "seed", "scratch", "examples"))
     args = parser.parse_args(argv)
-    names, sizes = args.methods.split(","), [int(n) for n in args.sizes.split(",")]
+    names = args.methods.split(",")
     if unknown := set(names) - set(RATES):
         raise ValueError(f"--methods {sorted(unknown)[0]}: choose from {', '.join(RATES)}")
-    found = table(names, sizes, range(args.seeds), args.out, **train.chosen(args))
+    found = table(names, args.sizes, range(args.seeds), args.out, **train.chosen(args))
     print(f"\n{'examples':>9}" + "".join(f"{name:>20}" for name in names))
-    for n in sizes:
+    for n in args.sizes:
         cells = [f"{mean(scores(found[name, n])):.1f} (word {mean([r['dev_score'] for r in found[name, n]]):.1f})"
                  for name in names]
         print(f"{n:>9}" + "".join(f"{cell:>20}" for cell in cells))

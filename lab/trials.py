@@ -26,6 +26,19 @@ def settings(method, **choice):
     return train.Settings(kind(**own), **choice)
 
 
+def value(name, text):
+    """A field of a technique or of training, read from text: value("rank", "8") -> 8."""
+    kinds = {f.name: f.type for kind in (train.Settings, *methods().values()) for f in fields(kind)}
+    del kinds["delta"]
+    if name not in kinds:
+        raise ValueError(f"{name!r} is no field: choose from {', '.join(sorted(kinds))}")
+    try:
+        return {"true": True, "false": False}[text.lower()] if kinds[name] is bool else kinds[name](text)
+    except (ValueError, KeyError):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kinds[name]]
+        raise ValueError(f"{name}={text}: {name} is {wanted}") from None
+
+
 def trial(method, seeds=(0, 1, 2), out="out", say=print, **choice):
     """One record a seed; what results.jsonl holds already is not run again. `say` gets a line a new run."""
     found = []

@@ -63,6 +63,26 @@ def test_a_field_that_nobody_has_is_named():
 
 # ---- the table ----
 
+@pytest.mark.parametrize("name, text, why", [
+    ("rank", "2.5", "rank=2.5: rank is a whole number"), ("lr", "fast", "lr=fast: lr is a number"),
+    ("norms", "perhaps", "norms=perhaps: norms is true or false"), ("delta", "lora", "'delta' is no field"),
+])
+def test_a_value_that_does_not_fit_its_field_is_named(name, text, why):
+    assert trials.value("rank", "8") == 8 and trials.value("lr", "8") == 8.0 and trials.value("targets", "8") == "8"
+    with pytest.raises(ValueError, match=why):
+        trials.value(name, text)
+
+
+@pytest.mark.parametrize("room, line, why", [
+    (d90, "--grid 4,x", "'x' is not a whole number"), (d90, "--rates 1e-3,fast", "invalid list of float"),
+    (lowdata, "--sizes 20,0", "'0' is not a whole number"), (compare, "--seeds 0", "'0' is not a whole number"),
+])
+def test_a_bad_list_ends_with_a_line_that_names_it(room, line, why, capsys):
+    with pytest.raises(SystemExit):
+        room.main(line.split())
+    assert why in capsys.readouterr().err
+
+
 def test_a_sweep_is_every_combination_of_its_values():
     assert compare.sweep_values(["lr=1e-3,1e-2", "rank=4"]) == [{"lr": 0.001, "rank": 4}, {"lr": 0.01, "rank": 4}]
     assert compare.sweep_values(["only=query", "per_layer=true"]) == [{"only": "query", "per_layer": True}]

@@ -141,4 +141,4 @@ def test_the_command_prints_and_writes_what_was_asked_for(tmp_path, capsys):
 def test_every_method_has_a_setting_at_real_size():
     for name, kind in methods().items():
         assert costs.chosen(kind, {}).name == name
-    assert costs.chosen(LoRA, {"rank": "16"}).rank == 16
+    assert costs.chosen(LoRA, {"rank": 16}).rank == 16

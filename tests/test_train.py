@@ -92,7 +92,8 @@ def test_options_are_spelled_with_underscores_or_hyphens():
 @pytest.mark.parametrize("line, why", [
     ("", "--method"), ("--method magic", "invalid choice: 'magic'"), ("--method lora --steps 0", "'0' is not a whole"),
     ("--method lora --examples -3", "--examples"), ("--method lora --batch_size two", "'two' is not a whole number"),
-    ("--method lora --lr fast", "invalid float value: 'fast'"), ("--method lora --dtype int8", "'int8'"),
+    ("--method lora --lr fast", "invalid float value: 'fast'"), ("--method lora --lr 0", "lr=0.0: choose a number above 0"),
+    ("--method lora --lr nan", "lr=nan"), ("--method lora --epochs -1", "epochs=-1.0"), ("--method lora --dtype int8", "'int8'"),
     ("--method lora --dim 3", "unrecognized arguments: --dim 3"), ("--method lora --rank 0", "rank=0"),
     ("--method bitfit --only gains", "only='gains'"), ("--method lora --base gpt-9", "base 'gpt-9'"),
     ("--method lora --task tea --scratch", "task 'tea': choose from"),
@@ -105,6 +106,13 @@ def test_a_bad_value_ends_with_a_line_that_names_it(monkeypatch, capsys, line, w
         command(monkeypatch, line)
     assert done.value.code == 2 and why in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_machine_without_a_gpu_says_so(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        command(monkeypatch, "--method lora --device cuda")
+    assert "device='cuda': PyTorch finds no CUDA device here; choose cpu" in capsys.readouterr().err
 
 
 def test_explain_shows_what_is_trained_and_writes_nothing(monkeypatch, capsys, tmp_path):

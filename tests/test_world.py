@@ -83,6 +83,14 @@ def test_fewer_rows_are_the_first_of_more_rows():
     assert world.rows("rating", "train", 50) == world.rows("rating", "train", 200)[:50]
 
 
+def test_a_world_that_has_run_out_of_texts_says_how_many_it_has(monkeypatch):
+    texts = [text for text, _ in world.rows("describe", "train", 3)]
+    monkeypatch.setitem(world.WRITERS, "describe", lambda rng, label, split: rng.choice(texts))
+    assert len(world.rows("describe", "train", 3)) == 3
+    with pytest.raises(ValueError, match="4 examples of describe: the world has only some 3 for train"):
+        world.rows("describe", "train", 4)
+
+
 # ---- who may read what ----
 
 @pytest.mark.parametrize("task", world.TASKS)
