@@ -183,21 +183,24 @@ def test_the_target_of_d90_and_the_one_above_chance(monkeypatch):
 
 @pytest.mark.slow
 def test_a_comparison_killed_ten_times_ends_as_if_it_had_not_been(dishes, tmp_path):
-    """No finished run is lost, none is there twice, every score is the same bit for bit: about three minutes."""
+    """No finished run is lost, none is there twice, every score is the same bit for bit: about a minute."""
     def start(out):
         words = f"compare --base gpt-xs --data {dishes} --seeds 3 --steps 40 --device cpu --out {out}"
         return subprocess.Popen([sys.executable, "eval.py", *words.split()], cwd=ROOT, stdout=subprocess.DEVNULL)
 
-    whole, torn, begin = tmp_path / "whole", tmp_path / "torn", time.time()
+    def runs(out):
+        return len(results.read(out))
+
+    whole, torn, rng = tmp_path / "whole", tmp_path / "torn", random.Random(0)
     assert start(whole).wait() == 0
-    share, kills, rng = (time.time() - begin - 3) / 10, 0, random.Random(0)
-    while kills < 10:
-        process = start(torn)
-        time.sleep(3 + rng.uniform(0, 1.5 * share))  # three seconds to begin with
-        assert process.poll() is None, f"finished after {kills} kills"
+    for kill in range(10):
+        process, known = start(torn), runs(torn)
+        while runs(torn) == known and process.poll() is None:  # the first new run, and then some time into the next
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.6))
+        assert process.poll() is None, f"finished before kill {kill}"
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kills += 1
     assert start(torn).wait() == 0
     found = [{json.dumps(r["settings"]): r.get("score") for r in results.read(out)} for out in (whole, torn)]
     assert found[0] == found[1]
