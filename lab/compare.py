@@ -71,10 +71,10 @@ def command(record):
     """The command that repeats a run."""
     chosen, words = record["settings"], []
     default = settings(record["method"]).key | {"steps": 300}
-    for name, value in chosen.items():
-        if name not in ("method", "device") and value != default[name] and not (name == "task" and chosen["data"]):
-            flag = f"--{name}" if value else f"--no-{name}"
-            words.append(flag if isinstance(value, bool) else f"--{name} {value}")
+    for name, given in chosen.items():
+        if name not in ("method", "device") and given != default[name] and not (name == "task" and chosen["data"]):
+            flag = f"--{name}" if given else f"--no-{name}"
+            words.append(flag if isinstance(given, bool) else f"--{name} {given}")
     return " ".join([f"python train.py --method {record['method']}", *words])
 
 

@@ -90,10 +90,11 @@ def test_options_are_spelled_with_underscores_or_hyphens():
 
 
 @pytest.mark.parametrize("line, why", [
-    ("", "--method"), ("--method magic", "invalid choice: 'magic'"), ("--method lora --steps 0", "'0' is not a whole"),
-    ("--method lora --examples -3", "--examples"), ("--method lora --batch_size two", "'two' is not a whole number"),
-    ("--method lora --lr fast", "invalid float value: 'fast'"), ("--method lora --lr 0", "lr=0.0: choose a number above 0"),
-    ("--method lora --lr nan", "lr=nan"), ("--method lora --epochs -1", "epochs=-1.0"), ("--method lora --dtype int8", "'int8'"),
+    ("", "--method"), ("--method magic", "invalid choice: 'magic'"), ("--method lora --examples -3", "--examples"),
+    ("--method lora --steps 0", "'0' is not a whole"), ("--method lora --batch_size two", "'two' is not a whole"),
+    ("--method lora --lr fast", "invalid float value: 'fast'"), ("--method lora --lr 0", "lr=0.0: choose a number"),
+    ("--method lora --lr nan", "lr=nan"), ("--method lora --epochs -1", "epochs=-1.0"),
+    ("--method lora --dtype int8", "'int8'"),
     ("--method lora --dim 3", "unrecognized arguments: --dim 3"), ("--method lora --rank 0", "rank=0"),
     ("--method bitfit --only gains", "only='gains'"), ("--method lora --base gpt-9", "base 'gpt-9'"),
     ("--method lora --task tea --scratch", "task 'tea': choose from"),
