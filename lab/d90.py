@@ -117,10 +117,12 @@ def main(argv):
     parser.add_argument("--rates", type=train.several(float), default=RATES, metavar="LR,LR,...",
                         help=f"learning rates to try at each d [{','.join(map(str, RATES))}]")
     parser.add_argument("--per_layer", "--per-layer", action="store_true", help="SAID: a trained scale a layer")
-    parser.add_argument("--projection", choices=("fastfood", "dense"), default="fastfood")
+    parser.add_argument("--projection", choices=("fastfood", "dense"), default="fastfood",
+                        help="the random projection P [fastfood]")
+    parser.add_argument("--examples", type=train.positive, help="training examples [1000; of your own data: all]")
     parser.add_argument("--seeds", type=train.positive, default=3, help="how many seeds [3]")
     parser.add_argument("--out", default="out", help="folder of results.jsonl [out]")
-    train.add_options(parser, without=("base", "task", "lr", "seed", "scratch"))
+    train.add_options(parser, without=("base", "task", "examples", "lr", "seed", "scratch"))
     args = parser.parse_args(argv)
     choice = {"examples": 1000 if args.data is None else None} | train.chosen(args)
     found = {}

@@ -34,7 +34,8 @@ def main(argv):
                         help=f"numbers of training examples [{','.join(map(str, SIZES))}]")
     parser.add_argument("--seeds", type=train.positive, default=3, help="how many seeds [3]")
     parser.add_argument("--out", default="out", help="folder of results.jsonl [out]")
-    train.add_options(parser, without=("lr", "seed", "scratch", "examples"))
+    parser.add_argument("--task", default="describe", help="what is learned from few examples [describe]")
+    train.add_options(parser, without=("task", "lr", "seed", "scratch", "examples"))
     args = parser.parse_args(argv)
     names = args.methods.split(",")
     if unknown := set(names) - set(RATES):
