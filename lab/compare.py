@@ -180,13 +180,16 @@ def pictures(rows, records, folder):
 
 
 def sweep_values(texts):
-    """["lr=1e-3,1e-2"] -> [{"lr": 0.001}, {"lr": 0.01}]; several fields multiply."""
+    """["lr=1e-3,1e-2"] -> [{"lr": 0.001}, {"lr": 0.01}]; several fields multiply.
+
+    Values that hold commas themselves have semicolons between: "targets=query;query,value".
+    """
     found = [{}]
     for text in texts:
         name, _, values = text.partition("=")
         if not values:
             raise ValueError(f"--sweep {text}: write field=value,value")
-        found = [one | {name: value(name, v)} for one in found for v in values.split(",")]
+        found = [one | {name: value(name, v)} for one in found for v in values.split(";" if ";" in values else ",")]
     return found
 
 
@@ -197,7 +200,8 @@ def main(argv):
                         default=",".join(name for name in METHODS if name != "full"))
     parser.add_argument("--seeds", type=train.positive, default=3, help="how many seeds [3]")
     parser.add_argument("--sweep", nargs="*", default=[], metavar="FIELD=V,V",
-                        help="any field of a technique or of training")
+                        help="any field of a technique or of training; 'targets=query;query,value' where "
+                        "a value has commas")
     parser.add_argument("--out", default="out", help="folder of results.jsonl, the table and the pictures [out]")
     train.add_options(parser, without=("lr", "seed", "scratch"))
     args = parser.parse_args(argv)

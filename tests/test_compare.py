@@ -86,6 +86,7 @@ def test_a_bad_list_ends_with_a_line_that_names_it(room, line, why, capsys):
 def test_a_sweep_is_every_combination_of_its_values():
     assert compare.sweep_values(["lr=1e-3,1e-2", "rank=4"]) == [{"lr": 0.001, "rank": 4}, {"lr": 0.01, "rank": 4}]
     assert compare.sweep_values(["only=query", "per_layer=true"]) == [{"only": "query", "per_layer": True}]
+    assert compare.sweep_values(["targets=key;query,value"]) == [{"targets": "key"}, {"targets": "query,value"}]
     assert compare.sweep_values([]) == [{}]
     with pytest.raises(ValueError, match="field=value"):
         compare.sweep_values(["lr"])
