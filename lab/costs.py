@@ -86,17 +86,17 @@ def size(name):
 class ShapesOnly(TorchFunctionMode):
     """In here the calls that take most of the time on meta only give what has the right shape."""
 
-    SAME = {"normal_", "trunc_normal_", "kaiming_uniform_", "uniform_", "layer_norm", "gelu"}
+    SAME = "normal_", "trunc_normal_", "kaiming_uniform_", "uniform_", "tanh"
+    SHAPES = dict.fromkeys(SAME, lambda *x, tensor=None, **_: x[0] if x else tensor) | {
+        "randn": torch.empty,
+        "linear": lambda x, weight, bias=None: x.new_empty(*x.shape[:-1], len(weight)),
+        "embedding": lambda ids, table, *_, **__: table.new_empty(*ids.shape, table.shape[1]),
+        "linalg_pinv": lambda x: x.mT,
+    }
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = getattr(function, "__name__", "")
-        if name in self.SAME:
-            return args[0] if args else kwargs["tensor"]
-        if name == "linear":
-            x, weight = args[:2]
-            return x.new_empty(*x.shape[:-1], len(weight))
-        return function(*args, **kwargs)
+        call = self.SHAPES.get(getattr(function, "__name__", ""), function)
+        return call(*args, **kwargs or {})
 
 
 def attached(config, delta):
@@ -184,7 +184,8 @@ def row(name, delta):
     now = count(model)
     held = sum(p.numel() for p in model.parameters())
     buffers = sum(b.nbytes for b in model.buffers())
-    delta.finish(model)
+    with ShapesOnly():
+        delta.finish(model)
     kept = count(model).delta
     memory = {}
     for recipe, (frozen, *_) in RECIPES.items():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from deltas import Delta, setting
@@ -51,7 +52,8 @@ class Prompt(Delta):
         if self.init == "labels" and not self.words:
             raise ValueError("init='labels' needs words, the token ids of the label words, such as '12,7'")
         table = model.tokens.weight.detach().float()                                   # (V, D)
-        vectors = table[starting_words(self.words if self.init == "labels" else "", self.length, table)]
+        words = starting_words(self.words if self.init == "labels" else "", self.length, table)
+        vectors = F.embedding(words, table)                                            # (P, D)
         if self.init == "random":
             vectors = torch.randn_like(vectors) * table.std()
         model.prompt = SoftPrompt(vectors)
@@ -67,8 +69,7 @@ class Prompt(Delta):
 def starting_words(words, length, table):
     """Token ids to start from, (length,): those in `words` ("12,7"), then ids drawn from the whole table."""
     ids = [int(word) for word in words.split(",") if word]
-    chosen = torch.tensor(ids, device=table.device, dtype=torch.long)
     if any(not 0 <= word < len(table) for word in ids):
         raise ValueError(f"words={words!r}: the vocabulary has the ids 0 to {len(table) - 1}")
-    drawn = torch.randint(len(table), (length,), device=table.device)
-    return torch.cat([chosen, drawn])[:length]
+    drawn = torch.randint(len(table), (length,), device="cpu")  # there, a seed draws the same words for every device
+    return torch.cat([torch.tensor(ids, dtype=torch.long, device="cpu"), drawn])[:length].to(table.device)
