@@ -1,8 +1,9 @@
-"""What all tests share: the repository's root on the path, one thread, and the marker `slow`."""
+"""What all tests share: the repository's root on the path, one thread, the marker `slow`, small dev and test sets."""
 
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -20,3 +21,10 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if not item.get_closest_marker("slow")]
     if slow:
         config.hook.pytest_deselected(items=slow)
+
+
+@pytest.fixture
+def few_examples(monkeypatch):
+    """A dev set of ten and a test set of fourteen, for runs that need no more."""
+    from data import tasks
+    monkeypatch.setattr(tasks, "SIZES", {"dev": 10, "test": 14})

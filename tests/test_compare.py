@@ -180,6 +180,59 @@ def test_the_target_of_d90_and_the_one_above_chance(monkeypatch):
     assert found["curve"][32] == (75.0, 0.0)                                  # at the better of the two rates
 
 
+# ---- what the command line hands on ----
+
+def test_d90_hands_on_the_rising_grid_the_rates_and_a_thousand_examples(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(d90, "measure", lambda seeds, out, **choice: asked.append((seeds, choice)))
+    monkeypatch.setattr(d90, "show", lambda name, found: None)
+    monkeypatch.setattr(d90, "picture", lambda found, folder: "")
+    d90.main(f"--bases gpt-xs,gpt-s --grid 64,8,16 --rates 0.5 --per-layer --seeds 2 --out {tmp_path}".split())
+    d90.main(f"--examples 50 --projection dense --out {tmp_path}".split())
+    d90.main(f"--data {tmp_path} --out {tmp_path}".split())
+    (seeds, small), (_, large), (_, other), (_, own) = asked
+    assert list(seeds) == [0, 1] and (small["base"], large["base"]) == ("gpt-xs", "gpt-s")
+    assert small == {"grid": [8, 16, 64], "rates": [0.5], "per_layer": True, "projection": "fastfood",
+                     "base": "gpt-xs", "task": "rating", "examples": 1000}
+    assert other["grid"] == list(d90.GRID) and other["rates"] == d90.RATES and not other["per_layer"]
+    assert (other["examples"], other["projection"]) == (50, "dense")
+    assert own["examples"] is None and own["data"] == str(tmp_path) and "task" not in own
+
+
+def test_lowdata_hands_on_the_sizes_and_describes_unless_told_otherwise(monkeypatch):
+    asked = []
+
+    def table(names, sizes, seeds, out, **choice):
+        asked.append((names, sizes, choice))
+        return {(name, n): [record(50.0, seed) for seed in seeds] for name in names for n in sizes}
+
+    monkeypatch.setattr(lowdata, "table", table)
+    lowdata.main(["--sizes", "5,7", "--methods", "lora"])
+    lowdata.main(["--task", "rating"])
+    assert asked == [(["lora"], [5, 7], {"task": "describe"}),
+                     (["prefix", "full"], lowdata.SIZES, {"task": "rating"})]
+
+
+def test_pictures_are_drawn_again_only_for_another_table(monkeypatch, tmp_path, capsys):
+    def draw(rows, records, folder):
+        drawn.append(rows)
+        (folder / compare.PICTURES[-1]).write_text("a picture")
+        return "pictures: new"
+
+    drawn, row = [], {"technique": "lora", "score": 50.0}
+    monkeypatch.setattr(compare, "table", lambda *_, **__: [row])
+    monkeypatch.setattr(compare, "trial", lambda *_, **__: [])
+    monkeypatch.setattr(compare, "pictures", draw)
+    for score, number in ((50.0, 1), (50.0, 1), (60.0, 2)):
+        row["score"] = score
+        compare.main(["--out", str(tmp_path)])
+        assert len(drawn) == number
+    (tmp_path / compare.PICTURES[-1]).unlink()
+    compare.main(["--out", str(tmp_path)])
+    assert len(drawn) == 3
+    assert capsys.readouterr().out.count("pictures: as they were") == 1
+
+
 # ---- kills ----
 
 @pytest.mark.slow

@@ -140,5 +140,8 @@ def test_the_command_prints_and_writes_what_was_asked_for(tmp_path, capsys):
 
 def test_every_method_has_a_setting_at_real_size():
     for name, kind in methods().items():
-        assert costs.chosen(kind, {}).name == name
+        row = costs.row("gpt2", costs.chosen(kind, {}))
+        assert row["method"] == name and row["trained"] == row["formula"] and row["stored"] == row["stored_formula"]
+        assert row["settings"] == " ".join(f"{field}={n}" for field, n in costs.PAPERS.get(name, {}).items())
+    assert costs.chosen(LoRA, {}).rank == 4                                   # Hu et al.; our default is 8
     assert costs.chosen(LoRA, {"rank": 16}).rank == 16

@@ -1,128 +1,29 @@
-"""train.py as its users meet it: the command line, one run of each technique, the records that are left."""
+"""train.py as a program: the settings, the training loop, the self-check, one run of each technique."""
 
 import json
 import math
 import re
-import sys
-from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import torch
 
 import train
-from data import tasks, world
+from data import tasks
 from data.tasks import Task
 from deltas import attach, fingerprint, methods, read, trainable
 from lab import checks, report, results
 from lab.score import rebuild
-from model import Config, Transformer
+from model import Transformer
+from tiny import GPT
 from train import Settings
 
-GPT = Config(vocab_size=17, n_ctx=16, d_model=12, n_layer=2, n_head=3, d_ff=20)
 SMALL = {"base": "gpt-xs", "scratch": True, "examples": 12, "batch_size": 4, "steps": 4, "device": "cpu"}
 each = pytest.mark.parametrize("name", methods())
-
-
-@pytest.fixture(autouse=True)
-def few_examples(monkeypatch):
-    monkeypatch.setattr(tasks, "SIZES", {"dev": 10, "test": 14})
+pytestmark = pytest.mark.usefixtures("few_examples")
 
 
 def settings(name, **change):
     return Settings(methods()[name](), **SMALL | change)
-
-
-def command(monkeypatch, line):
-    monkeypatch.setattr(sys, "argv", ["train.py", *line.split()])
-    train.main()
-
-
-# ---- the command line ----
-
-def shown(capsys, *argv):
-    with pytest.raises(SystemExit) as done:
-        train.arguments(list(argv))
-    out = capsys.readouterr()
-    return done.value.code, out.out + out.err
-
-
-def test_help_lists_the_techniques_with_a_line_each(capsys):
-    code, text = shown(capsys, "--help")
-    assert code == 0
-    for name, kind in methods().items():
-        assert re.search(rf"^  {name} +\S.*", text, re.M), name
-        assert train.first_line(kind) in text
-    assert all(f"--{option}" in text for option in train.choices())
-    assert "--bottleneck" not in text and "--dim" not in text
-
-
-@each
-def test_help_for_a_technique_shows_its_docstring_and_only_its_fields(name, capsys):
-    code, text = shown(capsys, "--method", name, "--help")
-    assert code == 0 and sys.modules[f"methods.{name}"].__doc__.splitlines()[0] in text
-    mine = {f.name for f in fields(methods()[name])}
-    others = {f.name for kind in methods().values() for f in fields(kind)} - mine
-    assert all(f"--{field}" in text for field in mine)
-    assert not any(re.search(rf"--{field}(?![\w-])", text) for field in others)
-    assert "--batch_size" in text
-
-
-def test_every_field_has_a_help_text_a_type_and_its_default_on_the_command_line():
-    for name, kind in methods().items():
-        _, args, _ = train.arguments(["--method", name])
-        for f in fields(kind):
-            assert f.metadata["help"] and f.type in (int, float, str, bool)
-            assert getattr(args, f.name) == f.default
-        assert train.settings_from(args, kind).delta == kind()
-
-
-def test_options_are_spelled_with_underscores_or_hyphens():
-    for options in (["--batch_size", "8", "--no_baseline"], ["--batch-size", "8", "--no-baseline"]):
-        _, args, _ = train.arguments(["--method", "bitfit", *options])
-        assert args.batch_size == 8 and args.no_baseline
-    kinds = methods()
-    _, args, _ = train.arguments(["--method", "lora", "--rank", "4", "--lr", "0.5", "--alpha", "2"])
-    made = train.settings_from(args, kinds["lora"])
-    assert made.delta == kinds["lora"](rank=4, alpha=2.0) and made.lr == 0.5
-    _, args, _ = train.arguments(["--method", "adapter", "--no-norms"])
-    assert not train.settings_from(args, kinds["adapter"]).delta.norms
-
-
-@pytest.mark.parametrize("line, why", [
-    ("", "--method"), ("--method magic", "invalid choice: 'magic'"), ("--method lora --examples -3", "--examples"),
-    ("--method lora --steps 0", "'0' is not a whole"), ("--method lora --batch_size two", "'two' is not a whole"),
-    ("--method lora --lr fast", "invalid float value: 'fast'"), ("--method lora --lr 0", "lr=0.0: choose a number"),
-    ("--method lora --lr nan", "lr=nan"), ("--method lora --epochs -1", "epochs=-1.0"),
-    ("--method lora --dtype int8", "'int8'"),
-    ("--method lora --dim 3", "unrecognized arguments: --dim 3"), ("--method lora --rank 0", "rank=0"),
-    ("--method bitfit --only gains", "only='gains'"), ("--method lora --base gpt-9", "base 'gpt-9'"),
-    ("--method lora --task tea --scratch", "task 'tea': choose from"),
-    ("--method lora --data nowhere/at/all --scratch", "no such folder"),
-    ("--method last_layer --k 9 --base gpt-xs --scratch --no_baseline", "this model has 2 blocks"),
-])
-def test_a_bad_value_ends_with_a_line_that_names_it(monkeypatch, capsys, line, why, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as done:
-        command(monkeypatch, line)
-    assert done.value.code == 2 and why in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_a_machine_without_a_gpu_says_so(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        command(monkeypatch, "--method lora --device cuda")
-    assert "device='cuda': PyTorch finds no CUDA device here; choose cpu" in capsys.readouterr().err
-
-
-def test_explain_shows_what_is_trained_and_writes_nothing(monkeypatch, capsys, tmp_path):
-    command(monkeypatch, f"--method lora --rank 2 --base gpt-xs --scratch --explain --out {tmp_path}")
-    text = capsys.readouterr().out
-    assert re.search(r"blocks\.\*\.attention\.query\.A +\(2, 48\) +TRAINED +blocks 0 to 1", text)
-    assert re.search(r"tokens\.weight +\(1024, 48\) +frozen", text)
-    assert "delta 768" in text                         # 4 L d r = 4 x 2 x 48 x 2
-    assert not list(tmp_path.iterdir())
 
 
 # ---- settings ----
@@ -136,6 +37,13 @@ def test_what_is_not_said_is_filled_in():
     assert (Settings(lora, epochs=2.0).steps, Settings(lora, steps=7).epochs) == (None, None)
     assert Settings(lora, lr=0.25).lr == 0.25
     assert Settings(lora, data="some/where/mine").task == "mine"
+
+
+@pytest.mark.parametrize("name", ["examples", "steps", "epochs", "batch_size", "lr"])
+def test_a_number_that_must_be_above_zero_is_named(name):
+    for number in (0, -1, math.inf):
+        with pytest.raises(ValueError, match=f"{name}={number}: choose a number above 0"):
+            settings("lora", **{name: number})
 
 
 def test_epochs_become_steps():
@@ -230,7 +138,7 @@ def test_training_lowers_the_loss(monkeypatch):
 def test_a_loss_that_is_no_number_ends_the_run(monkeypatch):
     with pytest.raises(SystemExit, match="the loss is nan at step 1: lower --lr .it is 0.1"):
         monkeypatch.setattr(tasks, "loss", lambda model, *_: sum(p.sum() for p in trainable(model).values()) * math.nan)
-        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, _: [p.grad.zero_() for p in parameters])
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda ps, _: [p.grad.zero_() for p in ps])
         toy_run(monkeypatch, 3)
 
 
@@ -371,71 +279,3 @@ def test_ones_own_labels_train_a_classifier_beside_the_delta(tmp_path):
         assert record["head_params"] == 2 * width + 2 + (width ** 2 + width if base == "bert-xs" else 0)
         model, tokenizer, task = rebuild(tmp_path / "out" / record["file"])
         assert tasks.score(task, task.dev, tasks.predictions(model, task, task.dev, tokenizer)) == record["score"]
-
-
-# ---- results.jsonl ----
-
-def test_a_torn_line_is_passed_over_and_does_not_spoil_the_next(tmp_path):
-    assert results.read(tmp_path) == []
-    results.append(tmp_path / "new", {"a": 1})
-    path = tmp_path / "new" / "results.jsonl"
-    with open(path, "a") as file:
-        file.write('{"a": 2, "b"')                     # a kill came here
-    results.append(tmp_path / "new", {"a": 3})
-    assert results.read(tmp_path / "new") == [{"a": 1}, {"a": 3}]
-    assert path.read_text().endswith('{"a": 3}\n')
-
-
-def test_a_record_is_found_by_all_its_settings(tmp_path):
-    made = settings("lora")
-    for score in (1.0, 2.0):
-        results.append(tmp_path, {"score": score, "settings": made.key})
-    assert results.find(tmp_path, settings("lora").key)["score"] == 2.0                # the newest
-    assert results.find(tmp_path, settings("bitfit").key) is None
-    for change in ({"seed": 1}, {"lr": 0.5}, {"steps": 5}, {"steps": None}, {"examples": 13}):
-        assert results.find(tmp_path, settings("lora", **change).key) is None, change
-    by_epochs = settings("lora", steps=None, epochs=2.0)
-    results.append(tmp_path, {"score": 3.0, "settings": by_epochs.key | {"steps": 6}})
-    assert results.find(tmp_path, by_epochs.key)["score"] == 3.0                       # steps follow from epochs
-
-
-def test_nothing_is_run_twice(tmp_path, monkeypatch):
-    ran = []
-
-    def run(made, out, say):
-        ran.append(made.key)
-        return {"score": 30.0, "settings": made.key}
-
-    monkeypatch.setattr(train, "run", run)
-    first = train.run_once(settings("lora"), tmp_path)
-    assert train.run_once(settings("lora"), tmp_path) == first and len(ran) == 1
-    train.run_once(settings("lora", seed=1), tmp_path)
-    assert len(ran) == 2 and len(results.read(tmp_path)) == 2
-    beside = train.run_once(settings("lora", seed=2), tmp_path, full={"score": 60.0})
-    assert (beside["full_score"], beside["relative"]) == (60.0, 0.5)
-    assert train.beside({"score": 5.0}, {"score": 0.0}) == {"score": 5.0, "full_score": 0.0, "relative": None}
-
-
-def test_a_command_trains_compares_and_names_the_next_command(monkeypatch, capsys, tmp_path):
-    line = (f"--method bitfit --base gpt-xs --scratch --examples 12 --batch-size 4 --steps 3 --device cpu "
-            f"--out {tmp_path}")
-    command(monkeypatch, line)
-    text = capsys.readouterr().out
-    full, bitfit = results.read(tmp_path)
-    assert (full["method"], bitfit["method"]) == ("full", "bitfit")
-    assert full["relative"] == 1.0 and full["lr"] == methods()["full"].lr and full["steps"] == 3
-    assert bitfit["full_score"] == full["score"]
-    assert bitfit["relative"] == (bitfit["score"] / full["score"] if full["score"] else None)
-    for words in ("full fine-tuning, to compare with", "majority class", "frozen base", "step      3/3", "stored"):
-        assert words in text
-    assert text.rstrip().splitlines()[-1] == f"python eval.py score {tmp_path / bitfit['file']}"
-    command(monkeypatch, line)                                                         # full is not run again
-    assert "is in results.jsonl already" in capsys.readouterr().out
-    assert [record["method"] for record in results.read(tmp_path)] == ["full", "bitfit", "bitfit"]
-    command(monkeypatch, line + " --no-baseline --seed 5")
-    assert [record["seed"] for record in results.read(tmp_path)] == [0, 0, 0, 5]
-
-
-def test_the_task_list_of_the_help_is_the_worlds():
-    assert list(world.TASKS) == ["sentiment", "rating", "cuisine", "claim", "describe"]
-    assert Path(train.__file__).name == "train.py"
