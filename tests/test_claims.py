@@ -249,3 +249,22 @@ def test_after_the_time_that_quick_allows_nothing_new_is_started(tmp_path):
         bench.kept("e", lambda: {"value": 2})
     with pytest.raises(NotRun):
         bench.trial("bitfit")
+
+
+def test_only_a_quick_run_has_an_end_in_time(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(claims, "ledger", lambda bench, wanted: asked.append((bench.until, wanted)) or [])
+    monkeypatch.setattr(claims.time, "time", lambda: 1000.0)
+    for line in ("--run quick", "--run all", "c16 C21"):
+        claims.main([*line.split(), "--out", str(tmp_path)])
+    (quick, some), (everything, every), (named, two) = asked
+    assert quick == 1000 + 60 * 10 and everything == named == float("inf")
+    assert some == claims.cheapest(10) and every == list(CLAIMS) and two == ["C16", "C21"]
+
+
+def test_a_claim_that_was_not_asked_for_starts_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("lab.trials.trial", lambda *_, **__: pytest.fail("a run was started"))
+    bench = Bench(tmp_path, say=lambda text: None)
+    entries = claims.ledger(bench, ["C44", "C5"])
+    assert [e.claim.name for e in entries] == list(CLAIMS) and not bench.may_run
+    assert {e.verdict for e in entries if e.claim.name in ("C16", "C28")} == {UNRUN}
