@@ -60,8 +60,10 @@ def c12_from_words_to_vectors(bench):
         return {"manual": found["manual"], "words": [r["words"] for r in found["discrete"]],
                 "discrete": scores(found["discrete"]), "continuous": scores(found["continuous"])}
     found = bench.kept("stages of prompting", measure, seeds=len(bench.seeds))
-    bench.note(f"By hand {found['manual']:.1f}; searched words {pm(found['discrete'])}, such as "
-               f"\"{found['words'][0].strip()}\"; vectors {pm(found['continuous'])}.")
+    words = found["words"][0].strip()
+    example = f'such as "{words}"' if words else "for none lowered the loss"
+    bench.note(f"By hand {found['manual']:.1f}; searched words {pm(found['discrete'])}, {example}; "
+               f"vectors {pm(found['continuous'])}.")
     return DEFINES
 
 
