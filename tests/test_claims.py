@@ -1,5 +1,6 @@
 """The ledger of the survey's claims: complete, exact where it counts, and fair where it measures."""
 
+import math
 import re
 from pathlib import Path
 
@@ -156,6 +157,30 @@ def test_a_dimension_is_lower_only_if_the_bracket_is():
     assert intrinsic.text(intrinsic.BEYOND) == "above 4096"
 
 
+def made_up(out, needed):
+    """A bench on which `intrinsic` does as well as full fine-tuning from `needed`(choice) numbers on."""
+    def trial(method, seeds=(0, 1, 2), **choice):
+        reached = method == "full" or choice["dim"] >= needed(choice)
+        return [{"score": 90.0, "dev_score": 90.0 if reached else 40.0, "majority_score": 25.0} for _ in seeds]
+    bench = Bench(out)
+    bench.trial = trial
+    return bench
+
+
+def test_a_dimension_is_that_of_the_setting_asked_for(tmp_path):
+    bench = made_up(tmp_path, lambda choice: 8 if choice["per_layer"] else 64)
+    assert intrinsic.dimension(bench) == 64 and intrinsic.dimension(bench, per_layer=True) == 8
+    assert intrinsic.dimension(made_up(tmp_path, lambda choice: math.inf)) == intrinsic.BEYOND
+
+
+@pytest.mark.parametrize("sizes, verdict", [((512, 128, 64), HOLDS), ((64, 128, 512), FAILS), ((64, 8, 64), OPEN)])
+def test_larger_models_are_judged_by_the_largest_and_the_smallest(tmp_path, sizes, verdict):
+    needed = dict(zip(("gpt-xs", "gpt-s", "gpt-m"), sizes))
+    bench = made_up(tmp_path, lambda choice: needed[choice["base"]])
+    assert intrinsic.c35_larger_models_smaller_dimension(bench) == verdict
+    assert bench.notes[0] == f"rating: gpt-xs {sizes[0]}, gpt-s {sizes[1]}, gpt-m {sizes[2]}."
+
+
 def test_rank_correlation_by_hand():
     assert intrinsic.spearman([1, 2, 3, 4], [8, 32, 128, 512]) == pytest.approx(1)
     assert intrinsic.spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
@@ -258,7 +283,7 @@ def test_only_a_quick_run_has_an_end_in_time(tmp_path, monkeypatch):
     for line in ("--run quick", "--run all", "c16 C21"):
         claims.main([*line.split(), "--out", str(tmp_path)])
     (quick, some), (everything, every), (named, two) = asked
-    assert quick == 1000 + 60 * 10 and everything == named == float("inf")
+    assert quick == 1000 + 60 * 10 and everything == named == math.inf
     assert some == claims.cheapest(10) and every == list(CLAIMS) and two == ["C16", "C21"]
 
 
