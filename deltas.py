@@ -4,7 +4,7 @@
 
     model = attach(methods()["lora"](rank=8), model)     freeze all, then let the technique in
     trainable(model)                                     the delta: whatever requires a gradient now
-    count(model)                                         base, delta and head, in numbers
+    count(model)                                         parameters of base, delta and head
     save(path, model);  model = load(path, base)         the delta alone, tied to its base by a fingerprint
     model = merge(model)                                 fold it into plain weights, where that is possible
 
@@ -14,8 +14,10 @@ afterwards are born trainable.
 """
 
 import hashlib
+import math
 import os
 import pickle
+import warnings
 import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
@@ -26,62 +28,99 @@ import torch
 
 from model import Classifier
 
-METHODS = {  # file in methods/ (= --method): its dataclass, in the order in which they are best read
-    "full": "Full",
-    "last_layer": "LastLayer",
-    "bitfit": "BitFit",
-    "adapter": "Adapter",
-    "prompt": "Prompt",
-    "prefix": "Prefix",
-    "lora": "LoRA",
-    "intrinsic": "Intrinsic",
-}
-
 
 def methods():
-    """{name: dataclass} of all techniques."""
-    return {name: getattr(import_module(f"methods.{name}"), kind) for name, kind in METHODS.items()}
+    """{name: dataclass} of all techniques, in the order of methods/__init__.py."""
+    package = import_module("methods")  # the one door upward: a technique imports this file
+    kinds = (kind for kind in vars(package).values() if isinstance(kind, type) and issubclass(kind, Delta))
+    return {kind.name: kind for kind in kinds}
 
 
-def setting(default, help):
-    """A field of a technique: a hyper-parameter, a command-line flag and an entry of the saved file at once."""
-    return field(default=default, metadata={"help": help})
+def setting(default, help, least=None, above=None, among=None):
+    """A field of a technique or of a run: a hyper-parameter, an option and an entry of the saved file at once.
+
+    Allowed are values from `least` on, or beyond `above`, or those in `among`; None only if it is the default.
+    """
+    return field(default=default, metadata={"help": help, "least": least, "above": above, "among": among})
+
+
+def check_fields(made):
+    """Raise ValueError for the first field of a dataclass whose value its declaration does not allow."""
+    for f in fields(made):
+        value, rule = getattr(made, f.name), f.metadata
+        if not rule or value is None and f.default is None:
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if f.type is float and not (number and math.isfinite(value)):
+            wanted = "a finite number"
+        elif f.type is not float and type(value) is not f.type:
+            wanted = {int: "a whole number", bool: "true or false", str: "a text"}[f.type]
+        elif rule["among"] and value not in rule["among"]:
+            wanted = f"{', '.join(rule['among'][:-1])} or {rule['among'][-1]}"
+        elif rule["least"] is not None and value < rule["least"]:
+            wanted = f"{rule['least']} or more"
+        elif rule["above"] is not None and value <= rule["above"]:
+            wanted = f"a number above {rule['above']}"
+        else:
+            continue
+        raise ValueError(f"{f.name}={value!r}: choose {wanted}")
 
 
 @dataclass
 class Delta:
-    """A technique: what to attach, how many numbers that is, and how to fold it away.
+    """A technique: what to attach, how many parameters that is, and how to fold it away.
 
-    A subclass is a dataclass whose fields are its hyper-parameters.
+    A subclass is a dataclass whose fields, each a `setting`, are its hyper-parameters.
     """
 
+    name: ClassVar[str]              # the name of its file, and the command line's --method
     family: ClassVar[str]            # addition, reparameterisation, specification; or baseline
     lr: ClassVar[float]              # default learning rate on the little world's bases
     lr_real: ClassVar[float]         # and on a real checkpoint
+    rates: ClassVar[tuple] = ()      # the grid of learning rates, where a comparison tunes them on dev
+    paper: ClassVar[dict] = {}       # the paper's setting, where the default is another one
     identity: ClassVar[bool] = True  # a new delta leaves the model's function as it is, bit for bit
 
-    @property
-    def name(self):
-        return type(self).__module__.split(".")[-1]
+    def __init_subclass__(cls):
+        cls.name = cls.__module__.split(".")[-1]
+
+    def __post_init__(self):
+        check_fields(self)
+
+    def for_task(self, task):
+        """The delta to attach for a data.tasks.Task; a technique that starts from label words finds them there."""
+        return self
 
     def attach(self, model):
         """Fill slots, wrap layers or set requires_grad in a frozen model; return the model to call."""
         raise NotImplementedError
 
     def formula(self, config):
-        """How many numbers are stored, by the closed formula of the technique's docstring."""
+        """How many parameters are stored, by the closed formula of the technique's docstring."""
         raise NotImplementedError
 
     def training_formula(self, config):
-        """How many numbers are trained; only the prefix, which drops its MLP, stores fewer."""
+        """How many are trained; only the prefix, which drops its MLP, stores fewer."""
         return self.formula(config)
+
+    def flops(self, config, text):
+        """FLOPs a token, (forward, training), in texts of `text` tokens; forward merged where that is possible.
+
+        A matrix entry costs 2 forward and 2 for the gradient of its input; a trained one 2 more for its own.
+        """
+        return 2 * matrix_entries(config), 4 * matrix_entries(config)
 
     def finish(self, model):
         """Called once after training, and on a new model before a file is loaded into it."""
 
     def merge(self, model):
         """Return the plain model with the delta folded in, or raise a ValueError that says why not."""
-        raise NotImplementedError
+        return model
+
+
+def matrix_entries(config):
+    """n = L (4 d² + 2 d f): the entries of the matrices of all blocks, which nearly all FLOPs go through."""
+    return config.n_layer * (4 * config.d_model**2 + 2 * config.d_model * config.d_ff)
 
 
 @dataclass(frozen=True)
@@ -100,18 +139,18 @@ class Count:
 def attach(delta, model):
     """Freeze `model`, let `delta` in, and return the model to call from now on.
 
-    The base's size and fingerprint are noted first (`model.base_size`, `model.base_print`). A Classifier
-    is trained with every technique, and counted apart.
+    The base is noted first: its size, its fingerprint, its names and shapes. A Classifier is trained with
+    every technique, and counted apart.
     """
     if getattr(model, "delta", None) is not None:
         raise ValueError(f"this model carries a delta already ({model.delta}); load a fresh base")
-    base = own_parameters(model)
-    size, mark = sum(p.numel() for p in base.values()), fingerprint(base)
+    mark, shapes = fingerprint(own_parameters(model), model.config), shapes_of(model)
     model.requires_grad_(False)
     model = delta.attach(model)
     if isinstance(model.head, Classifier):
         model.head.requires_grad_(True)
-    model.delta, model.base_size, model.base_print = delta, size, mark
+    model.delta, model.base_fingerprint, model.base_shapes = delta, mark, shapes
+    model.base_size = sum(math.prod(shape) for shape in shapes.values())
     return model
 
 
@@ -131,6 +170,10 @@ def own_parameters(model):
     return {name: p for name, p in model.named_parameters() if id(p) not in head}
 
 
+def shapes_of(model):
+    return {name: tuple(p.shape) for name, p in own_parameters(model).items()}
+
+
 def count(model):
     """The Count of a model that `attach` has returned."""
     head = head_parameters(model)
@@ -140,9 +183,9 @@ def count(model):
     return Count(base=model.base_size, delta=sizes[False], head=sizes[True])
 
 
-def fingerprint(tensors):
-    """SHA-256 over names, shapes and float32 values of {name: tensor}; "" on the meta device."""
-    digest = hashlib.sha256()
+def fingerprint(tensors, config=""):
+    """SHA-256 over a Config and names, shapes and float32 values of {name: tensor}; "" on the meta device."""
+    digest = hashlib.sha256(str(config).encode())
     for name, tensor in sorted(tensors.items()):
         if tensor.is_meta:
             return ""
@@ -158,10 +201,10 @@ def save(path, model, **notes):
     under another name first: an interruption leaves the old file or the new one, never half of one.
     """
     content = {
-        "format": 1,
+        "format": 2,
         "method": model.delta.name,
         "settings": asdict(model.delta),
-        "base": model.base_print,
+        "base": model.base_fingerprint,
         "classes": model.head.out.out_features if isinstance(model.head, Classifier) else 0,
         "tensors": {name: p.detach().cpu().clone() for name, p in trainable(model).items()},
         "notes": notes,
@@ -181,10 +224,10 @@ def read(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError) as error:
         raise ValueError(f"{path}: not a delta file, or cut short") from error
-    if not isinstance(content, dict) or content.get("format") != 1:
-        raise ValueError(f"{path}: not a delta file of format 1")
-    if content["method"] not in METHODS:
-        raise ValueError(f"{path}: made by the method {content['method']!r}; known are {', '.join(METHODS)}")
+    if not isinstance(content, dict) or content.get("format") not in (1, 2):
+        raise ValueError(f"{path}: not a delta file of format 1 or 2")
+    if content["method"] not in methods():
+        raise ValueError(f"{path}: made by the method {content['method']!r}; known are {', '.join(methods())}")
     return content
 
 
@@ -201,19 +244,21 @@ def load(path, model):
         raise ValueError(f"{path}: the settings {content['settings']} are not those of {content['method']}")
     if content["classes"]:
         model.classify(content["classes"])
-    base = fingerprint(own_parameters(model))
+    if content["format"] == 1:
+        warnings.warn(f"{path}: an older file, which proves its base's parameters but not its Config", stacklevel=2)
+    base = fingerprint(own_parameters(model), model.config if content["format"] > 1 else "")
     if content["base"] != base:
         raise ValueError(f"{path}: trained on another base (fingerprint {content['base'][:12]}, "
                          f"this base has {base[:12]})")
     delta = kind(**content["settings"])
     model = attach(delta, model)
     delta.finish(model)
-    fill(trainable(model), content["tensors"], path)
+    copy_into(trainable(model), content["tensors"], path)
     return model
 
 
 @torch.no_grad()
-def fill(targets, tensors, path):
+def copy_into(targets, tensors, path):
     """Copy {name: tensor} into {name: parameter}; the names and the shapes must agree exactly."""
     for what, names in (("misses", set(targets) - set(tensors)), ("has a surplus of", set(tensors) - set(targets))):
         if names:
@@ -228,14 +273,17 @@ def fill(targets, tensors, path):
 def merge(model):
     """Fold the delta into plain weights and return the plain model, all frozen, in float32 or more.
 
-    Not in bfloat16, where most of a small update is rounded away. It can be done once: afterwards
-    nothing is trainable, and a second call is a ValueError. So is a technique that cannot be merged.
+    Not in bfloat16, where most of a small update is rounded away. It can be done once: afterwards nothing is
+    trainable, and a second call is a ValueError. So is a technique that cannot be merged, or whose merged
+    model has other parameters than the base had.
     """
     if not trainable(model):
         raise ValueError("nothing to merge: no delta is attached, or it has been merged already")
-    delta = model.delta
+    delta, shapes = model.delta, model.base_shapes
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
         model = model.float()
     model = delta.merge(model)
+    if strange := sorted(shapes_of(model).items() ^ shapes.items()):
+        raise ValueError(f"{delta.name} cannot be merged: {strange[0][0]} is left, which is not the base's own")
     model.delta = None
     return model.requires_grad_(False)

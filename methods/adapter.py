@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import nn
 
-from deltas import Delta, setting
+from deltas import Delta, matrix_entries, setting
 
 
 class Bottleneck(nn.Module):
@@ -43,15 +43,11 @@ class Adapter(Delta):
     family: ClassVar[str] = "addition"
     lr: ClassVar[float] = 1e-2       # new matrices start small and have far to go
     lr_real: ClassVar[float] = 2e-3  # in the upper half of the paper's grid of 3e-5, 3e-4, 3e-3
-    bottleneck: int = setting(8, "m, the width in the middle; the smallest of the paper's 8, 64, 256")
+    rates: ClassVar[tuple] = 1e-2, 3e-3
+    paper: ClassVar[dict] = {"bottleneck": 64}  # the fixed size of its table 1
+    bottleneck: int = setting(8, "m, the width in the middle; the smallest of the paper's 8, 64, 256", least=1)
     norms: bool = setting(True, "train the LayerNorms too, as the paper and its code do")
-    init_std: float = setting(0.0, "spread of W_down and W_up, the paper's: 0.01; 0: W_up is zero")
-
-    def __post_init__(self):
-        if self.bottleneck < 1:
-            raise ValueError(f"bottleneck={self.bottleneck}: choose 1 or more")
-        if self.init_std < 0:
-            raise ValueError(f"init_std={self.init_std}: choose 0 or more")
+    init_std: float = setting(0.0, "spread of W_down and W_up, the paper's: 0.01; 0: W_up is zero", least=0)
 
     @property
     def identity(self):
@@ -76,6 +72,10 @@ class Adapter(Delta):
     def formula(self, config):
         d, m, L = config.d_model, self.bottleneck, config.n_layer
         return 2 * L * (2 * m * d + m + d) + (2 * d * (2 * L + 1) if self.norms else 0)
+
+    def flops(self, config, text):
+        n, added = matrix_entries(config), 4 * config.n_layer * config.d_model * self.bottleneck
+        return 2 * (n + added), 4 * n + 6 * added
 
     def merge(self, model):
         raise ValueError("an adapter cannot be merged: no matrix equals a non-linear layer in series")

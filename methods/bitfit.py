@@ -26,11 +26,8 @@ class BitFit(Delta):
     family: ClassVar[str] = "specification"
     lr: ClassVar[float] = 3e-2       # a bias can only shift: it takes a hundred times full fine-tuning's
     lr_real: ClassVar[float] = 3e-3  # the authors' code has 1e-3 at batch 8 and 16 epochs
-    only: str = setting("all", "all, or query_up: the query's and the first mlp bias, half of them")
-
-    def __post_init__(self):
-        if self.only not in ("all", "query_up"):
-            raise ValueError(f"only={self.only!r}: choose all or query_up")
+    rates: ClassVar[tuple] = 3e-2, 1e-2, 6e-2
+    only: str = setting("all", "all, or query_up: the query's and the first mlp bias, half of them", among=("all", "query_up"))
 
     def attach(self, model):
         owners = (m for m in model.modules() if isinstance(m, (nn.Linear, nn.LayerNorm)))
@@ -47,6 +44,3 @@ class BitFit(Delta):
             return config.n_layer * (d + f)
         head = 2 * d + config.vocab_size if config.lm_head == "mlm" else 0
         return config.n_layer * (7 * d + f) + d + (d if config.pooler else 0) + head
-
-    def merge(self, model):
-        return model

@@ -11,14 +11,15 @@ Left out: nothing. Weight decay would pull towards 0, not towards theta_0, so th
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deltas import Delta
+from deltas import Delta, matrix_entries
 
 
 @dataclass
 class Full(Delta):
     family: ClassVar[str] = "baseline"
-    lr: ClassVar[float] = 3e-4       # small bases want more than the 1e-5 to 5e-5 of BERT; above 1e-3 it forgets
+    lr: ClassVar[float] = 3e-4       # small bases need more than the 1e-5 to 5e-5 of BERT; above 1e-3 it forgets
     lr_real: ClassVar[float] = 5e-5  # the upper end of BERT's and GPT-2's usual range
+    rates: ClassVar[tuple] = 3e-4, 1e-4, 1e-3
 
     def attach(self, model):
         return model.requires_grad_(True)
@@ -26,8 +27,8 @@ class Full(Delta):
     def formula(self, config):
         return base_size(config)
 
-    def merge(self, model):
-        return model
+    def flops(self, config, text):
+        return 2 * matrix_entries(config), 6 * matrix_entries(config)
 
 
 def block_size(config):

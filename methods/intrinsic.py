@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from deltas import Delta, own_parameters, setting
+from deltas import Delta, matrix_entries, own_parameters, setting
 from fastfood import Dense, Fastfood
 
 PROJECTIONS = {"fastfood": Fastfood, "dense": Dense}
@@ -86,16 +86,12 @@ class Intrinsic(Delta):
     family: ClassVar[str] = "reparameterisation"
     lr: ClassVar[float] = 3e-3       # each weight moves by about this much in a step; 3e-2 is worse
     lr_real: ClassVar[float] = 1e-3
-    dim: int = setting(200, "d, how many numbers train, scales included; about RoBERTa-large's d90 on MRPC")
-    projection: str = setting("fastfood", "fastfood, O(D log d), or dense, O(D d)")
+    rates: ClassVar[tuple] = 3e-3, 1e-2
+    paper: ClassVar[dict] = {"dim": 20000}  # Aghajanyan et al.: their code's setting
+    dim: int = setting(200, "d, how many numbers train, scales included; about RoBERTa-large's d90 on MRPC", least=1)
+    projection: str = setting("fastfood", "fastfood, O(D log d), or dense, O(D d)", among=tuple(PROJECTIONS))
     per_layer: bool = setting(False, "SAID: a trained scale for each layer, taken out of the d numbers")
     projection_seed: int = setting(0, "draws P; another seed is another subspace")
-
-    def __post_init__(self):
-        if self.projection not in PROJECTIONS:
-            raise ValueError(f"projection={self.projection!r}: choose from {', '.join(PROJECTIONS)}")
-        if self.dim < 1:
-            raise ValueError(f"dim={self.dim}: choose 1 or more")
 
     def attach(self, model):
         D = sum(p.numel() for p in own_parameters(model).values())
@@ -108,6 +104,9 @@ class Intrinsic(Delta):
 
     def formula(self, config):
         return self.dim
+
+    def flops(self, config, text):
+        return 2 * matrix_entries(config), 6 * matrix_entries(config)
 
     def merge(self, model):
         return model.merged()

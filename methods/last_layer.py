@@ -14,7 +14,7 @@ Reference: FT-top2 in Li & Liang 2021; Lee, Tang & Lin 2019 (a quarter of the la
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deltas import Delta, setting
+from deltas import Delta, matrix_entries, setting
 from methods.full import block_size
 
 
@@ -23,10 +23,12 @@ class LastLayer(Delta):
     family: ClassVar[str] = "specification"
     lr: ClassVar[float] = 3e-3       # one block has to do the work of all: more than full fine-tuning's
     lr_real: ClassVar[float] = 2e-4
-    k: int = setting(1, "how many blocks to train, from the top; Li & Liang train 2 of 24")
+    rates: ClassVar[tuple] = 3e-3, 1e-3
+    paper: ClassVar[dict] = {"k": 2}  # Li & Liang: FT-top2
+    k: int = setting(1, "how many blocks to train, from the top; Li & Liang train 2 of 24", least=1)
 
     def attach(self, model):
-        if not 1 <= self.k <= len(model.blocks):
+        if self.k > len(model.blocks):
             raise ValueError(f"k={self.k}: this model has {len(model.blocks)} blocks, choose 1 to that many")
         model.blocks[-self.k:].requires_grad_(True)
         return model
@@ -34,5 +36,6 @@ class LastLayer(Delta):
     def formula(self, config):
         return self.k * block_size(config)
 
-    def merge(self, model):
-        return model
+    def flops(self, config, text):
+        n = matrix_entries(config)
+        return 2 * n, 2 * n + 4 * n * self.k // config.n_layer

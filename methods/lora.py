@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from deltas import Delta, setting
+from deltas import Delta, matrix_entries, setting
 
 PLACES = {"query": "attention", "key": "attention", "value": "attention", "out": "attention",
           "up": "mlp", "down": "mlp"}
@@ -47,18 +47,19 @@ class LoRA(Delta):
     family: ClassVar[str] = "reparameterisation"
     lr: ClassVar[float] = 1e-2       # tens of times full fine-tuning's, as in the paper; 3e-2 is unstable
     lr_real: ClassVar[float] = 3e-3  # the paper: 4e-4 to 5e-4 for RoBERTa-base; 1e-3 was too slow for MiniLM
-    rank: int = setting(8, "r, the update's rank; the paper's choice for RoBERTa")
+    rates: ClassVar[tuple] = 1e-2, 3e-3
+    paper: ClassVar[dict] = {"rank": 4}  # GPT-2, and the 35 MB of GPT-3
+    rank: int = setting(8, "r, the update's rank; the paper's choice for RoBERTa", least=1)
     alpha: float = setting(16.0, "the update is scaled by alpha / rank; 16 as in the authors' scripts")
     targets: str = setting("query,value", "which of query,key,value,out,up,down; the paper's: query,value")
 
     def __post_init__(self):
+        super().__post_init__()
         unknown = [name for name in self.targets.split(",") if name not in PLACES]
         if unknown:
             raise ValueError(f"targets: {unknown[0]!r} is none of {', '.join(PLACES)}")
         if len(set(self.targets.split(","))) < len(self.targets.split(",")):
             raise ValueError(f"targets={self.targets!r} names a projection twice")
-        if self.rank < 1:
-            raise ValueError(f"rank={self.rank}: choose 1 or more")
 
     def attach(self, model):
         for layer, name in self.places(model):
@@ -75,6 +76,9 @@ class LoRA(Delta):
         d, f = config.d_model, config.d_ff
         sizes = {"query": 2 * d, "key": 2 * d, "value": 2 * d, "out": 2 * d, "up": d + f, "down": d + f}
         return config.n_layer * self.rank * sum(sizes[name] for name in self.targets.split(","))
+
+    def flops(self, config, text):
+        return 2 * matrix_entries(config), 4 * matrix_entries(config) + 6 * self.formula(config)
 
     def merge(self, model):
         for layer, name in self.places(model):

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deltas import Delta, setting
+from deltas import Delta, matrix_entries, setting
 from methods.prompt import starting_words
 
 
@@ -82,18 +82,14 @@ class Prefix(Delta):
     identity: ClassVar[bool] = False
     lr: ClassVar[float] = 3e-3       # with the MLP, whose steps multiply; at 1e-2 it ends ten points lower
     lr_real: ClassVar[float] = 1e-3  # the paper: 5e-5 to 8e-5, over tens of thousands of steps
-    length: int = setting(8, "P, rows a layer; the paper: 5 or 10 for table-to-text, 200 for summaries")
+    rates: ClassVar[tuple] = 3e-3, 1e-2, 3e-2
+    paper: ClassVar[dict] = {"length": 10, "hidden": 512}  # table-to-text
+    length: int = setting(8, "P, rows a layer; the paper: 5 or 10 for table-to-text, 200 for summaries", least=1)
     mlp: bool = setting(True, "train through the MLP and drop it at the end; False: train the rows")
-    width: int = setting(0, "k, the width of P'; 0: as wide as the model, as in the authors' code")
-    hidden: int = setting(0, "h, the MLP's hidden width; 0: as wide as the model (the paper's: 512 or 800)")
-    init: str = setting("words", "start from real words' keys and values (words), or random ones")
+    width: int = setting(0, "k, the width of P'; 0: as wide as the model, as in the authors' code", least=0)
+    hidden: int = setting(0, "h, the MLP's hidden width; 0: as wide as the model (the paper's: 512 or 800)", least=0)
+    init: str = setting("words", "start from real words' keys and values (words), or random ones", among=("words", "random"))
     words: str = setting("", "those words' token ids, with commas between; the rest is drawn")
-
-    def __post_init__(self):
-        if self.init not in ("words", "random"):
-            raise ValueError(f"init={self.init!r}: choose words or random")
-        if self.length < 1:
-            raise ValueError(f"length={self.length}: choose 1 or more")
 
     def attach(self, model):
         rows = activations(model, starting_words(self.words, self.length, model.tokens.weight))
@@ -115,6 +111,10 @@ class Prefix(Delta):
             return self.formula(config)
         k, h = self.sizes(config)
         return self.length * k + k * h + h + 2 * config.n_layer * config.d_model * (h + 1)
+
+    def flops(self, config, text):
+        n, added = matrix_entries(config), self.formula(config)  # each row: one product with q, one with w
+        return 2 * (n + added), 4 * n + 6 * added
 
     def finish(self, model):
         """Drop the MLP: from here on the rows that it makes are the prefix. A second call changes nothing."""

@@ -12,14 +12,14 @@ it draws words from the 5,000 most frequent, here from all; it averages a label 
 Reference: Lester, Al-Rfou & Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning".
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deltas import Delta, setting
+from deltas import Delta, matrix_entries, setting
 
 
 class SoftPrompt(nn.Module):
@@ -38,15 +38,20 @@ class Prompt(Delta):
     identity: ClassVar[bool] = False
     lr: ClassVar[float] = 0.03       # the paper: 0.3, with Adafactor; from 0.03 to 0.3 it makes no difference here
     lr_real: ClassVar[float] = 0.03  # real embeddings are smaller, and so are the steps to take
-    length: int = setting(8, "P, how many soft words; the paper's 100 would be longer than our texts")
-    init: str = setting("vocab", "start from any words (vocab), from the label words (labels), or random")
+    rates: ClassVar[tuple] = 3e-2, 1e-1, 3e-1
+    paper: ClassVar[dict] = {"length": 100}
+    length: int = setting(8, "P, how many soft words; the paper's 100 would be longer than our texts", least=1)
+    init: str = setting("vocab", "start from any words (vocab), from the label words (labels), or random",
+                        among=("vocab", "labels", "random"))
     words: str = setting("", "the label words' token ids, with commas between, for init=labels")
 
-    def __post_init__(self):
-        if self.init not in ("vocab", "labels", "random"):
-            raise ValueError(f"init={self.init!r}: choose vocab, labels or random")
-        if self.length < 1:
-            raise ValueError(f"length={self.length}: choose 1 or more")
+    def for_task(self, task):
+        """With init=labels and no words of the user's own, the words are the task's label words."""
+        if self.init != "labels" or self.words:
+            return self
+        if not task.words:
+            raise ValueError("init=labels needs a task with label words")
+        return replace(self, words=",".join(map(str, task.words)))
 
     def attach(self, model):
         if self.init == "labels" and not self.words:
@@ -61,6 +66,10 @@ class Prompt(Delta):
 
     def formula(self, config):
         return self.length * config.d_model
+
+    def flops(self, config, text):
+        longer = 1 + self.length / text  # soft tokens pass through every layer
+        return 2 * matrix_entries(config) * longer, 4 * matrix_entries(config) * longer
 
     def merge(self, model):
         raise ValueError("a prompt cannot be merged: it is P more words to read, not a change of a weight")
