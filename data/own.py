@@ -37,11 +37,10 @@ def read(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"--data {folder}: no such folder")
-    for ending, reader in (("tsv", read_tsv), ("jsonl", read_jsonl), ("csv", read_csv)):
-        if found(folder, "train", ending).is_file():
-            break
-    else:
+    ending = kind(folder)
+    if ending is None:
         raise ValueError(f"--data {folder}: holds none of train.tsv, train.jsonl, train.csv")
+    reader = {"tsv": read_tsv, "jsonl": read_jsonl, "csv": read_csv}[ending]
     files = {split: found(folder, split, ending) for split in E2E}
     if not files["dev"].is_file():
         raise ValueError(f"{files['dev']}: missing; training is steered by a dev file")
@@ -54,6 +53,17 @@ def read(folder):
     else:
         data.splits = {split: rows if split == "train" else grouped(rows) for split, rows in splits.items()}
     return data
+
+
+def kind(folder):
+    """The ending of a folder's files, by its train file: tsv, jsonl, csv or None."""
+    return next((e for e in ("tsv", "jsonl", "csv") if found(Path(folder), "train", e).is_file()), None)
+
+
+def files(folder):
+    """The paths of all that `read` reads in this folder, whether they are there or not; [] without a train file."""
+    folder, ending = Path(folder), kind(folder)
+    return [found(folder, split, ending) for split in E2E] + [folder / "template.json"] if ending else []
 
 
 def found(folder, split, ending):

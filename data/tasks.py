@@ -51,14 +51,18 @@ class Task:
         return len(self.labels) if self.labels and self.words is None else 0
 
     @property
+    def reported(self):
+        """The examples that a run's score is about."""
+        return self.test or self.dev
+
+    @property
     def majority(self):
         """The score of always giving the answer that is most frequent in training."""
         if not self.labels:
             return 0.0
         answers = [e.answers[0] for e in self.train]
         top = max(self.labels, key=answers.count)
-        reported = self.test or self.dev
-        return 100 * sum(e.answers[0] == top for e in reported) / len(reported)
+        return 100 * sum(e.answers[0] == top for e in self.reported) / len(self.reported)
 
 
 def load_task(name, tokenizer, config, data=None, examples=None, seed=0):

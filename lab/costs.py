@@ -1,15 +1,15 @@
-"""`eval.py costs`: what every technique costs at real sizes, counted on the meta device, up to GPT-3 175B.
+"""`eval.py costs`: what every technique costs at real sizes, up to GPT-3 175B.
 
     parameters   count() of the real model with the real delta attached; the closed formula beside it
-    storage      two or four bytes a stored number
+    storage      two or four bytes a stored parameter
     memory       weights + gradients + Adam's two moments while training:
                  frozen x b_frozen + trained x (b_weight + b_gradient + b_moments)
     FLOPs        2 a matrix entry and token forward, 4 backward: full 6 n, a delta 4 n, the last k of L
-                 blocks 2 n + 4 n k / L, where n = L (4 d² + 2 d f)
+                 blocks 2 n + 4 n k / L, where n = L (4 d² + 2 d f); each technique says its own
 
-A tensor on the meta device has a shape and no numbers, so 175 billion parameters take no memory. T5 is no
-model of ours, it is counted by formula. Activations are in none of the memory figures: they depend on batch
-and text, and a prompt, a prefix, LoRA or an adapter in the lowest block saves few of them.
+Not in memory: activations. They depend on batch and text, and a prompt, a prefix, LoRA or an adapter in the
+lowest block saves few of them. Not in FLOPs: biases, norms, embeddings, the head, the scores of attention
+among text tokens (4 T d a block forward) and what is done once a step.
 GB is 10⁹ bytes throughout. `--check` compares with what the papers print (lab/papers.py).
 """
 
@@ -18,53 +18,15 @@ import csv
 import math
 from dataclasses import fields
 
-import torch
-from torch.overrides import TorchFunctionMode
-
-from deltas import attach, count, methods
+from deltas import count, matrix_entries, methods
 from fastfood import next_pow2
-from lab.trials import value
-from model import Config, Transformer
+from harness.settings import value
+from lab import papers
+from lab.sizes import SIZES, T5, attached, size, t5_size
+from methods.full import base_size
+from model import Transformer
 
-
-def gpt(d, L, H, n_ctx=1024):
-    return Config(vocab_size=50257, n_ctx=n_ctx, d_model=d, n_layer=L, n_head=H, d_ff=4 * d)
-
-
-def bert(d, L, H, vocab_size, n_ctx=512, n_types=2):
-    """The encoder as it is fine-tuned: with its pooler, without the head of its pretraining."""
-    return Config(vocab_size=vocab_size, n_ctx=n_ctx, d_model=d, n_layer=L, n_head=H, d_ff=4 * d,
-                  causal=False, norm_first=False, activation="gelu", eps=1e-12, n_types=n_types,
-                  lm_head="none", pooler=True)
-
-
-SIZES = {
-    "gpt2": gpt(768, 12, 12),
-    "gpt2-medium": gpt(1024, 24, 16),
-    "gpt2-large": gpt(1280, 36, 20),
-    "gpt2-xl": gpt(1600, 48, 25),
-    "bert-base-cased": bert(768, 12, 12, 28996),
-    "bert-base-uncased": bert(768, 12, 12, 30522),
-    "bert-large-cased": bert(1024, 24, 16, 28996),
-    "bert-large-uncased": bert(1024, 24, 16, 30522),
-    "roberta-base": bert(768, 12, 12, 50265, n_ctx=514, n_types=1),
-    "roberta-large": bert(1024, 24, 16, 50265, n_ctx=514, n_types=1),
-    "gpt3-175b": gpt(12288, 96, 96, n_ctx=2048),
-}
-
-# T5 v1.1: width, width of the gated mlp, blocks in each of the two stacks, heads of 64.
-T5 = {"small": (512, 1024, 8, 6), "base": (768, 2048, 12, 12), "large": (1024, 2816, 24, 16),
-      "xl": (2048, 5120, 24, 32), "xxl": (4096, 10240, 24, 64)}
-
-# A paper's setting where it is not the default, which is chosen for the little world.
-PAPERS = {
-    "last_layer": {"k": 2},        # Li & Liang: FT-top2
-    "adapter": {"bottleneck": 64},  # Houlsby et al.: the fixed size of their table 1
-    "prompt": {"length": 100},     # Lester et al.
-    "prefix": {"length": 10, "hidden": 512},  # Li & Liang: table-to-text
-    "lora": {"rank": 4},           # Hu et al.: GPT-2, and the 35 MB of GPT-3
-    "intrinsic": {"dim": 20000},   # Aghajanyan et al.: their code's setting
-}
+TEXT = 512  # tokens, for the FLOPs: a prompt is read with every text
 
 # Bytes of: a frozen weight, a trained weight, its gradient, its two Adam moments.
 RECIPES = {
@@ -74,88 +36,20 @@ RECIPES = {
 }
 
 
-# ---- counting: the real code on the meta device ----
-
-def size(name):
-    """The Config of a model in SIZES."""
-    if name not in SIZES:
-        raise ValueError(f"model {name!r}: choose from {', '.join(SIZES)}")
-    return SIZES[name]
-
-
-class ShapesOnly(TorchFunctionMode):
-    """In here the calls that take most of the time on meta only give what has the right shape."""
-
-    SAME = "normal_", "trunc_normal_", "kaiming_uniform_", "uniform_", "tanh"
-    SHAPES = dict.fromkeys(SAME, lambda *x, tensor=None, **_: x[0] if x else tensor) | {
-        "randn": torch.empty,
-        "linear": lambda x, weight, bias=None: x.new_empty(*x.shape[:-1], len(weight)),
-        "embedding": lambda ids, table, *_, **__: table.new_empty(*ids.shape, table.shape[1]),
-        "linalg_pinv": lambda x: x.mT,
-    }
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        call = self.SHAPES.get(getattr(function, "__name__", ""), function)
-        return call(*args, **kwargs or {})
-
-
-def attached(config, delta):
-    """A new model of this shape on the meta device with `delta` attached."""
-    with torch.device("meta"), ShapesOnly():
-        return attach(delta, Transformer(config))
-
-
-def counted(name, delta, finish=False):
-    """The Count of `delta` on the model `name`: what is trained, or with `finish` what is stored."""
-    model = attached(size(name), delta)
-    if finish:
-        delta.finish(model)
-    return count(model)
-
-
-def t5_size(name):
-    """Parameters of T5 v1.1, no biases, untied head, one table of relative positions a stack."""
-    d, f, L, H = T5[name]
-    inner = 64 * H
-    encoder = L * (4 * d * inner + 3 * d * f + 2 * d)
-    decoder = L * (8 * d * inner + 3 * d * f + 3 * d)
-    return 2 * 32128 * d + encoder + decoder + 2 * (32 * H + d)
-
-
 # ---- what a count means in bytes and FLOPs ----
 
-def stored_bytes(numbers, bits=16):
-    return numbers * bits // 8
+def stored_bytes(parameters, bits=16):
+    return parameters * bits // 8
 
 
 def training_memory(held, trained, recipe="fp32"):
-    """Bytes of {weights, gradients, optimizer} with Adam: `held` numbers in all, `trained` of them trained.
+    """Bytes of {weights, gradients, optimizer} with Adam: `held` parameters in all, `trained` of them trained.
 
-    Assumptions: RECIPES; nothing is sharded, offloaded or recomputed; no activations and no temporaries.
-    In fp32 this is 16 D for full fine-tuning and 4 D + 12 T for a delta of T.
+    Nothing is sharded, offloaded or recomputed; no activations and no temporaries.
     """
     frozen, weight, gradient, moments = RECIPES[recipe]
     return {"weights": frozen * (held - trained) + weight * trained,
             "gradients": gradient * trained, "optimizer": moments * trained}
-
-
-def flops_per_token(config, delta, text=512):
-    """FLOPs a token of a text of `text` tokens: {forward, training}; forward merged where that is possible.
-
-    Every matrix entry costs 2 forward, 2 for the gradient of its input, 2 for its own. A frozen one saves the
-    last; below the lowest trained block the second too. Left out: biases, norms, embeddings and the head, the
-    scores of attention among text tokens (4 T d a block forward) and what is done once a step.
-    """
-    L, d, f = config.n_layer, config.d_model, config.d_ff
-    n = L * (4 * d * d + 2 * d * f)
-    added = {"adapter": lambda: 4 * L * d * delta.bottleneck,    # two pairs of matrices a block
-             "prefix": lambda: delta.formula(config),            # each row: one product with q, one with w
-             "lora": lambda: delta.formula(config)}.get(delta.name, int)()
-    longer = 1 + delta.length / text if delta.name == "prompt" else 1  # soft tokens pass through every layer
-    training = {"full": 6 * n, "intrinsic": 6 * n,
-                "last_layer": 2 * n + 4 * n * getattr(delta, "k", 0) // L}.get(delta.name, 4 * n + 6 * added)
-    forward = 2 * n if delta.name == "lora" else 2 * (n + added)
-    return {"forward": forward * longer, "training": training * longer}
 
 
 def projection(D, d):
@@ -178,39 +72,35 @@ def largest(card, recipe, full):
 # ---- one row: one technique on one model ----
 
 def row(name, delta):
-    """All numbers of one technique at one size, as a flat dictionary."""
+    """All that is printed of one technique at one size, as a flat dictionary."""
     config = size(name)
     model = attached(config, delta)
     now = count(model)
     held = sum(p.numel() for p in model.parameters())
-    buffers = sum(b.nbytes for b in model.buffers())
-    with ShapesOnly():
-        delta.finish(model)
+    buffers = sum(b.nbytes for b in model.buffers())  # a projection
+    # A wrapper around the whole model makes theta and the gradient of all of it, in every step.
+    rebuilt = 0 if isinstance(model, Transformer) else 2 * now.base
+    memory = {f"memory_{recipe}": sum(training_memory(held, now.delta, recipe).values()) + rebuilt * frozen + buffers
+              for recipe, (frozen, *_) in RECIPES.items()}
+    delta.finish(model)
     kept = count(model).delta
-    memory = {}
-    for recipe, (frozen, *_) in RECIPES.items():
-        # Intrinsic keeps a projection, and in every step makes theta and the gradient of all of it.
-        working = 2 * now.base * frozen + buffers if delta.name == "intrinsic" else 0
-        memory[f"memory_{recipe}"] = sum(training_memory(held, now.delta, recipe).values()) + working
-    flops = flops_per_token(config, delta)
+    forward, training = delta.flops(config, TEXT)
     return {"model": name, "method": delta.name, "settings": settings(delta), "base": now.base,
             "trained": now.delta, "percent": now.percent, "formula": delta.training_formula(config),
             "stored": kept, "stored_formula": delta.formula(config), "stored_fp16": stored_bytes(kept, 16),
             "stored_fp32": stored_bytes(kept, 32), **memory,
-            "flops_forward": flops["forward"], "flops_training": flops["training"]}
+            "flops_forward": forward, "flops_training": training}
 
 
 def settings(delta):
     """The fields that are not the technique's default, as a reader would type them."""
-    plain = type(delta)()
     return " ".join(f"{f.name}={getattr(delta, f.name)}" for f in fields(delta)
-                    if getattr(delta, f.name) != getattr(plain, f.name))
+                    if getattr(delta, f.name) != f.default)
 
 
-def chosen(kind, changes):
+def in_paper(kind, changes):
     """The technique `kind` in its paper's setting, with `changes` {field: value} where it has such a field."""
-    own = {f.name: changes[f.name] for f in fields(kind) if f.name in changes}
-    return kind(**PAPERS.get(kind().name, {}) | own)
+    return kind(**kind.paper | {f.name: changes[f.name] for f in fields(kind) if f.name in changes})
 
 
 # ---- tables ----
@@ -236,14 +126,14 @@ def counts_table(name, rows):
     return lines
 
 
-def costs_table(rows, cards):
+def costs_table(name, rows, cards):
     lines = [f"{'':<12}{'fp32':>10}{'mixed':>10}{'bf16':>10}{'forward':>13}{'training':>13}{'of 6 n':>8}"
              + "".join(f"{f'fits {card:g} GB':>17}" for card in cards)]
     for r in rows:
-        full = flops_per_token(size(r["model"]), methods()["full"]())["training"]
         memory = "".join(f"{human(r[f'memory_{recipe}']):>10}" for recipe in RECIPES)
         flops = "".join(f"{human(r[f'flops_{pass_}'], 'F'):>13}" for pass_ in ("forward", "training"))
-        lines.append(f"{r['method']:<12}{memory}{flops}{r['flops_training'] / full:>8.2f}"
+        share = r["flops_training"] / (6 * matrix_entries(size(name)))
+        lines.append(f"{r['method']:<12}{memory}{flops}{share:>8.2f}"
                      + "".join(f"{fitting(r, card):>17}" for card in cards))
     return lines
 
@@ -254,19 +144,19 @@ def fitting(r, card):
     return "all three" if len(names) == len(RECIPES) else ", ".join(names) or "none"
 
 
-ASSUMPTIONS = """\
+ASSUMPTIONS = f"""\
 Columns of the second table: weights + gradients + Adam's two moments while training, without activations.
-  fp32   4 bytes a frozen number; trained 4 + 4 + 8: full fine-tuning 16 D, a delta 4 D + 12 T
+  fp32   4 bytes a frozen parameter; trained 4 + 4 + 8: full fine-tuning 16 D, a delta 4 D + 12 T
   mixed  2 a frozen one; trained 2 + 4 (master copy) + 2 + 8, the same sum as train.py --dtype bfloat16
   bf16   2 a frozen one; trained 2 + 2 + 4
   intrinsic also holds its projection (signs, permutation, Gaussians) and, in a step, theta and its gradient.
 FLOPs a token: matrices of the blocks only, n entries; forward is 2 n once merged, full training 6 n; prompt
-  for texts of 512 tokens. Trained is what the optimiser sees (prefix: with its MLP), stored what is kept."""
+  for texts of {TEXT} tokens. Trained is what the optimiser sees (prefix: with its MLP), stored what is kept."""
 
 
 def t5_table():
     lengths = (1, 5, 20, 50, 100, 150)
-    lines = ["T5 v1.1, prompt tuning, P d numbers, by formula", "",
+    lines = ["T5 v1.1, prompt tuning, P d parameters, by formula", "",
              f"{'':<8}{'parameters':>16}" + "".join(f"{f'P={P}':>10}" for P in lengths) + f"{'% at 100':>12}"]
     for name, (d, *_) in T5.items():
         D = t5_size(name)
@@ -279,7 +169,7 @@ def projection_table(names, d=1000):
     lines = [f"Intrinsic's projection at d = {d:,}, one product P z: dense O(D d), Fastfood O(D log d)", "",
              f"{'':<20}{'dense':>14}{'FLOPs':>14}{'Fastfood':>14}{'additions':>14}"]
     for name in names:
-        dense, fast = projection(methods()["full"]().formula(size(name)), d).values()
+        dense, fast = projection(base_size(size(name)), d).values()
         lines.append(f"{name:<20}{human(dense[0]):>14}{human(dense[1], 'F'):>14}{human(fast[0]):>14}"
                      f"{human(fast[1], ''):>14}")
     return lines
@@ -325,30 +215,23 @@ def changes(pairs):
     return found
 
 
-def write_csv(path, rows):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main(argv):
     args = parser().parse_args(argv)
     if args.check:
-        from lab import papers  # it counts with this module
-        rows = papers.rows()
-        print("\n".join(papers.table(rows)))
-        if args.csv:
-            write_csv(args.csv, papers.plain(rows))
-        return
-    names = list(SIZES) if "all" in args.model else args.model
-    deltas = [chosen(methods()[method], changes(args.set)) for method in args.method]
-    everything = []
-    for name in names:
-        rows = [row(name, delta) for delta in deltas]
-        everything += rows
-        print("\n".join([*counts_table(name, rows), "", *costs_table(rows, args.card), "", ""]), flush=True)
-    print("\n".join([ASSUMPTIONS, "", "", *cards_table(args.card), "", "", *projection_table(names), "", "",
-                     *t5_table()]))
+        found = papers.rows()
+        print("\n".join(papers.table(found)))
+        rows = papers.plain(found)
+    else:
+        names, rows = list(SIZES) if "all" in args.model else args.model, []
+        deltas = [in_paper(methods()[method], changes(args.set)) for method in args.method]
+        for name in names:
+            new = [row(name, delta) for delta in deltas]
+            print("\n".join([*counts_table(name, new), "", *costs_table(name, new, args.card), "", ""]), flush=True)
+            rows += new
+        print("\n".join([ASSUMPTIONS, "", "", *cards_table(args.card), "", "", *projection_table(names), "", "",
+                         *t5_table()]))
     if args.csv:
-        write_csv(args.csv, everything)
+        with open(args.csv, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)

@@ -2,6 +2,10 @@
 
     h = W_0 x + (alpha / r) B A x        W_0 (d_out, d_in) frozen, A (r, d_in), B (d_out, r)
 
+         x ---+--- W_0 ----------------- + --- h
+              |                          |         one such pair beside each chosen matrix:
+              +--- A --- (r) --- B ------+         query key value out of attention, up down of the mlp
+
 Family: reparameterisation. A wrapper around each chosen Linear; query and value unless told otherwise.
 Count: r (d_in + d_out) a matrix; query and value: 4 L d r.
 B starts at zero, so a new LoRA changes nothing; A must not, or no gradient would ever arrive. At the first

@@ -2,8 +2,12 @@
 
     softmax(q [K_P ; K]ᵀ / √d_h) [V_P ; V]        K_P, V_P (P, d) trained in each of L layers
 
-Family: addition. The slot `prefix` of every attention; the text looks at P rows that are nobody's words
-and that look at nothing. For one query this mixes two attentions,
+    layer 2    K_P V_P | k1 v1  k2 v2  k3 v3      rows of its own in every layer; a prompt has P words in layer 0,
+    layer 1    K_P V_P | k1 v1  k2 v2  k3 v3      and what stands left of the bar above them is computed
+    text                   x1     x2     x3       (T, d): as long as before
+
+Family: addition. The slot `prefix` of every attention; the text looks at P rows that belong to no word and
+that look at nothing. For one query this mixes two attentions,
 
     (1 - w) attention(q, K, V) + w attention(q, K_P, V_P),   w: the prefix's share of the sum of exp(scores),
 
@@ -28,24 +32,24 @@ from deltas import Delta, matrix_entries, setting
 from methods.prompt import starting_words
 
 
+def in_front(rows, k, v, mask):
+    """Put rows (P, 2 D), a key and a value side by side in each, before the text's k and v (B, H, S, D/H)."""
+    (B, H, _, d_h), P = k.shape, len(rows)
+    first_k, first_v = rows.to(k.dtype).view(P, 2, H, d_h).permute(1, 2, 0, 3)         # (H, P, D/H) each
+    k = torch.cat([first_k.expand(B, -1, -1, -1), k], dim=2)                           # (B, H, P+S, D/H)
+    v = torch.cat([first_v.expand(B, -1, -1, -1), v], dim=2)
+    return k, v, None if mask is None else F.pad(mask, (P, 0), value=True)
+
+
 class KeysValues(nn.Module):
-    """One layer's prefix as it is stored: the rows themselves, a key and a value side by side in each."""
+    """One layer's prefix as it is stored: the rows themselves."""
 
     def __init__(self, rows):
         super().__init__()
         self.table = nn.Parameter(rows)                                                # (P, 2 D)
 
-    def rows(self):
-        return self.table
-
     def forward(self, k, v, mask):
-        B, H, _, d_h = k.shape
-        rows = self.rows().to(k.dtype)
-        P = len(rows)
-        first_k, first_v = rows.view(P, 2, H, d_h).permute(1, 2, 0, 3)                 # (H, P, D/H) each
-        k = torch.cat([first_k.expand(B, -1, -1, -1), k], dim=2)                       # (B, H, P+S, D/H)
-        v = torch.cat([first_v.expand(B, -1, -1, -1), v], dim=2)
-        return k, v, None if mask is None else F.pad(mask, (P, 0), value=True)
+        return in_front(self.table, k, v, mask)
 
 
 class Trunk(nn.Module):
@@ -60,11 +64,11 @@ class Trunk(nn.Module):
         return torch.tanh(self.dense(self.words))                                      # (P, h)
 
 
-class MadeByMLP(KeysValues):
+class MadeByMLP(nn.Module):
     """One layer's prefix in training: its own rows W_l of the MLP's last matrix, behind the shared trunk."""
 
     def __init__(self, trunk, rows):
-        nn.Module.__init__(self)
+        super().__init__()
         self.trunk = trunk
         hidden = trunk().detach()                                                      # (P, h)
         self.out = nn.Linear(hidden.shape[1], rows.shape[1], device=rows.device)
@@ -74,6 +78,9 @@ class MadeByMLP(KeysValues):
 
     def rows(self):
         return self.out(self.trunk())                                                  # (P, 2 D)
+
+    def forward(self, k, v, mask):
+        return in_front(self.rows(), k, v, mask)
 
 
 @dataclass

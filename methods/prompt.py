@@ -2,6 +2,10 @@
 
     [P ; E(text)]        P (P, d) trained, everything else frozen
 
+    layer 2    h   h   h  | h1  h2  h3     computed, as all of the text
+    layer 1    h   h   h  | h1  h2  h3
+    layer 0    p1  p2  p3 | x1  x2  x3     (P + T, d): the only place where there is something to train
+
 Family: addition. The one slot `prompt`, behind the embedding; every layer then reads P + T tokens.
 Count: P d.
 It cannot start as the base model: from the first step on, the text looks at P words that were not there.

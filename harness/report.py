@@ -39,17 +39,30 @@ def setting(settings, task):
     return "\n".join(lines)
 
 
-def counts(model, delta, say):
-    """Print and return the counts, the closed formula beside the measured number."""
-    counted, formula = count(model), delta.training_formula(model.config)
+def counts(model, say):
+    """Print and return the counts in training, the closed formula beside the measured number."""
+    counted, formula = count(model), model.delta.training_formula(model.config)
     if counted.delta != formula:
         raise AssertionError(f"{counted.delta} parameters require a gradient, but the formula gives {formula}")
-    kept = delta.formula(model.config)
+    kept = model.delta.formula(model.config)
     say(f"count      base {counted.base:,}   delta {counted.delta:,} ({counted.percent:.2f} %)   head {counted.head:,}"
         f"   formula {formula:,}: agrees")
     if kept != formula:
         say(f"           of the delta {kept:,} ({100 * kept / counted.base:.2f} %) are kept after training")
     return counted
+
+
+def stored(model):
+    """The counts after training, which the formula must give."""
+    counted, formula = count(model), model.delta.formula(model.config)
+    if counted.delta != formula:
+        raise AssertionError(f"{counted.delta} parameters are left, but the formula gives {formula}")
+    return counted
+
+
+def share(record, full):
+    """What a record gets once full fine-tuning's is known: its score, and the own one as a share of it."""
+    return {"full_score": full["score"], "relative": record["score"] / full["score"] if full["score"] else None}
 
 
 def comparison(record, full, say):

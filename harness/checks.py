@@ -1,0 +1,89 @@
+"""The self-check of every run: what must be true of any delta, whatever the technique; and the memory of a step."""
+
+import torch
+
+from data import tasks
+from deltas import fingerprint, trainable
+from model import Block
+
+
+class Check:
+    """Watches a run from before the delta is attached (then it is made) until training is over."""
+
+    def __init__(self, model, task, pad, say):
+        device = next(model.parameters()).device
+        self.batch = [t.to(device) for t in tasks.collate((task.test or task.dev)[:16], pad)]
+        self.say, self.logits = say, self.outputs(model)
+
+    @torch.no_grad()
+    def outputs(self, model):
+        ids, keep, targets = self.batch
+        return model(ids, keep, at=targets != -100)
+
+    def start(self, model):
+        """A new delta leaves the function as it is, bit for bit; prompt and prefix cannot, and are exempt."""
+        apart = (self.logits - self.outputs(model)).abs().max().item()
+        if model.delta.identity and apart > 0:
+            raise AssertionError(f"a new {model.delta.name} moves the logits by up to {apart:g}; it must not")
+        why = "identical bit for bit" if apart == 0 else f"moved by up to {apart:.2g}: soft tokens are seen at once"
+        self.say(f"check      step 0: the frozen base's logits are {why}")
+
+    def before_training(self, model):
+        """Note what is frozen, and where the delta starts."""
+        self.frozen = fingerprint(frozen(model))
+        self.first = {name: p.detach().clone() for name, p in trainable(model).items()}
+
+    def end(self, model):
+        """Frozen tensors are bit-identical, and every delta tensor has moved, or it is said why not."""
+        still = frozen(model)
+        if fingerprint(still) != self.frozen:
+            raise AssertionError("a frozen tensor has changed")
+        size = sum(p.numel() for p in still.values())
+        self.say(f"check      frozen: {f'{size:,} parameters are bit-identical' if still else 'nothing is frozen'}")
+        mine = trainable(model)
+        unmoved = [name for name in mine if torch.equal(mine[name], self.first[name])]
+        self.say(f"check      delta: {len(mine) - len(unmoved)} of {len(mine)} tensors have moved"
+                 + "".join(f"\n           {name} has not: {why_not(mine[name])}" for name in unmoved))
+        if settled := key_biases(model):
+            self.say(f"           ({len(settled)} of them are key biases, moved by rounding noise alone: they add the\n"
+                     "           same number to every score of a query, and softmax does not see it)")
+
+
+def frozen(model):
+    return {name: p for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def why_not(parameter):
+    if parameter.grad is None:
+        return "it is not on the way from the text to this task's logits"
+    if not parameter.grad.any():
+        return "its gradient is zero"
+    return "no step on the way did better on dev than where it started"
+
+
+def key_biases(model):
+    """The trained biases of attention's keys."""
+    blocks = [m for m in model.modules() if isinstance(m, Block)]
+    biases = [p for block in blocks for p in block.attention.key.parameters() if p.ndim == 1]
+    return [p for p in biases if p.requires_grad]
+
+
+def memory_of_a_step(model, task, pad, settings):
+    """What a training step holds at its peak, in MB, by kind: weights, gradients, optimiser, activations.
+
+    Counted, not sampled: activations are the tensors that autograd keeps for the backward pass.
+    """
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    _, *batch = next(tasks.batches(task.train, settings.batch_size, pad, torch.Generator().manual_seed(0)))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), settings.precision():
+        tasks.loss(model, task, [t.to(settings.device) for t in batch])
+    trained = sum(4 * p.numel() for p in trainable(model).values())
+    parts = {"weights": sum(weights.values()), "gradients": trained, "optimizer": 2 * trained,
+             "activations": sum(size for place, size in kept.items() if place not in weights)}
+    return {name: size / 2**20 for name, size in (parts | {"peak": sum(parts.values())}).items()}

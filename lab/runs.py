@@ -1,0 +1,114 @@
+"""Runs over seeds and settings, each done once and kept in results.jsonl: what all comparisons are built on.
+
+    runs = Runs("out", seeds=3)
+    runs.trial("lora", rank=4, task="cuisine")           -> one record a seed
+    runs.tuned("prefix", (1e-3, 1e-2), task="cuisine")   -> the records of the learning rate that is best on dev
+    runs.kept("energy", measure, file="...")             -> what measure() returned, once
+"""
+
+import functools
+import math
+import time
+from pathlib import Path
+
+import train
+from deltas import methods
+from harness import report, results
+from harness.settings import settings_of
+
+T_975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # Student's t
+
+
+class NotRun(Exception):
+    """A result is needed that results.jsonl does not hold, and nothing may be run now."""
+
+
+class Runs:
+    """The runs and measurements of a folder: what is not kept there is run now, until the time `until`.
+
+    `say` gets a line for every new one. `always` overrules the settings of every run.
+    """
+
+    def __init__(self, out="out", seeds=3, say=print, until=math.inf, **always):
+        self.out, self.seeds, self.say, self.until = Path(out), tuple(range(seeds)), say, until
+        self.always = always
+
+    def trial(self, method, seeds=None, seeded=(), **choice):
+        """One record a seed. The fields named in `seeded` take the seed's own number."""
+        choice = choice | self.always
+        return [self.one(settings_of(method, seed=seed, **choice | dict.fromkeys(seeded, seed)), choice)
+                for seed in (self.seeds if seeds is None else seeds)]
+
+    def one(self, settings, choice):
+        begun = []
+
+        def before():
+            self.allow(f"{settings.delta.name} on {Path(settings.base).name}, {settings.task}, seed {settings.seed}")
+            begun.append(time.time())
+        record = train.run_once(settings, self.out, report.quiet, before)
+        if begun:
+            shown = " ".join(f"{k}={v}" for k, v in choice.items() if v is not None)
+            self.say(f"{settings.delta.name:<11} seed {settings.seed}  {shown:<40} {record['score']:6.1f}   "
+                     f"{time.time() - begun[0]:5.1f} s")
+        return record
+
+    def tuned(self, method, rates=None, seeds=None, **choice):
+        """All seeds at the learning rate of `rates` (or the technique's) with the best dev score of the first seed.
+
+        The first of equals wins. A rate that diverges is out; if all do, so does this.
+        """
+        seeds, tried = self.seeds if seeds is None else seeds, {}
+        for lr in rates or methods()[method].rates:
+            try:
+                tried[lr] = self.trial(method, seeds[:1], lr=lr, **choice)[0]["dev_score"]
+            except train.Diverged as error:
+                diverged = error
+        if not tried:
+            raise diverged
+        return self.trial(method, seeds, lr=max(tried, key=tried.get), **choice)
+
+    def kept(self, name, measure, **settings):
+        """The dictionary that `measure()` returns, measured once and kept under this name and these settings."""
+        @functools.wraps(measure)
+        def now():
+            self.allow(name)
+            self.say(f"measuring   {name} {' '.join(f'{k}={v}' for k, v in settings.items() if k != 'content')}")
+            return {"method": "measure"} | measure()
+        return results.once(self.out, {"measure": name} | settings, now)
+
+    def allow(self, what):
+        """Raise NotRun unless something new may be started."""
+        if time.time() >= self.until:
+            raise NotRun(what)
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def sd(values):
+    """The standard deviation of a sample; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    return math.sqrt(sum((v - mean(values)) ** 2 for v in values) / (len(values) - 1))
+
+
+def interval(values):
+    """Half the width of the 95 % confidence interval of a mean, by Student's t; infinite for one value."""
+    if len(values) < 2:
+        return math.inf
+    return T_975[min(len(values) - 1, 9)] * sd(values) / math.sqrt(len(values))
+
+
+def scores(records):
+    return [r["score"] for r in records]
+
+
+def dev(records):
+    return mean([r["dev_score"] for r in records])
+
+
+def steps_to(records, target):
+    """The mean step at which dev first reached `target`, or None if a run never did."""
+    first = [next((step for step, dev in r["curve"] if dev >= target), None) for r in records]
+    return None if None in first else mean(first)

@@ -1,0 +1,1 @@
+"""The survey, sentence by sentence: the ledger's frame, the claims, what they share, and LEDGER.md."""
