@@ -15,37 +15,42 @@ import argparse
 import copy
 import csv
 import io
-import time
 from pathlib import Path
 
 import torch
 
 import train
-from deltas import METHODS, attach, merge, methods
-from lab import linear_probe, results
-from lab.trials import mean, scores, sd, settings, steps_to, trial, value
+from data import tasks
+from deltas import attach, merge, methods
+from harness.settings import Settings, add_options, chosen, positive, settings_from, value
+from lab import linear_probe, pictures
+from lab.runs import Runs, dev, mean, scores, sd, steps_to
+from lab.timing import side_by_side
 
 COLUMNS = ("technique", "family", "trained", "%", "stored B", "score", "± sd", "of full", "ms/step", "MB",
            "to 90 %", "latency", "merged")
 PICTURES = "score-parameters.png", "score-steps.png"
 
 
-def table(names, seeds, out, sweep=None, **choice):
+def table(runs, names, sweep=({},), **choice):
     """Rows (a dict a row, keys COLUMNS) of all comparisons; runs what has not been run."""
-    full = trial("full", seeds, out, **choice)
+    full = runs.trial("full", **choice)
     goal = mean(scores(full))
     rows = [plain_row("majority class", full[0]["majority_score"], goal),
             plain_row("frozen base", full[0]["frozen_score"], goal)]
     if full[0]["metric"] == "accuracy":
-        probes = [linear_probe.run_once(out, seed=seed, **choice) for seed in seeds]
+        probes = [linear_probe.probe(runs, seed, **choice) for seed in runs.seeds]
         rows.append(plain_row("linear probe", mean(scores(probes)), goal, sd(scores(probes)),
                               probes[0]["delta_params"]))
-    rows.append(row("from scratch", trial("full", seeds, out, scratch=True, **choice), full))
+    rows.append(row("from scratch", runs.trial("full", scratch=True, **choice), full))
     for name in names:
-        for values in sweep or [{}]:
+        for values in sweep:
             label = " ".join([name, *(f"{field}={value}" for field, value in values.items())])
-            records = trial(name, seeds, out, **choice, **values)
-            rows.append(row(label, records, full, latency(out, records[0])))
+            try:
+                records = runs.trial(name, **choice | values)
+                rows.append(row(label, records, full, latency(runs, records[0])))
+            except train.Diverged:
+                rows.append({"technique": label, "family": methods()[name].family, "score": "diverged"})
     return rows + [row("full fine-tuning", full, full)]
 
 
@@ -61,7 +66,7 @@ def row(name, records, full, cost=None):
         "%": 100 * first["trained_params"] / first["base_params"],
         "stored B": first["stored_bytes"], "score": mean(scores(records)), "± sd": sd(scores(records)),
         "of full": 100 * mean(scores(records)) / goal, "ms/step": mean([r["ms_per_step"] for r in records]),
-        "MB": first["peak_mb"], "to 90 %": steps_to(records, 0.9 * mean([r["dev_score"] for r in full])),
+        "MB": first["peak_mb"], "to 90 %": steps_to(records, 0.9 * dev(full)),
         "latency": cost and cost["ratio"], "merged": cost and cost["merged_ratio"],
         "command": command(first),
     }
@@ -69,57 +74,40 @@ def row(name, records, full, cost=None):
 
 def command(record):
     """The command that repeats a run."""
-    chosen, words = record["settings"], []
-    default = settings(record["method"]).key | {"steps": 300}
-    for name, given in chosen.items():
-        if name not in ("method", "device") and given != default[name] and not (name == "task" and chosen["data"]):
-            flag = f"--{name}" if given else f"--no-{name}"
-            words.append(flag if isinstance(given, bool) else f"--{name} {given}")
+    settings, words = settings_from(record), []
+    default, given = Settings(type(settings.delta)()).plain, settings.plain | settings.where
+    for name, one in given.items():
+        if name not in ("method", "device") and one != default[name] and not (name == "task" and given["data"]):
+            flag = f"--{name}" if one else f"--no-{name}"
+            words.append(flag if isinstance(one, bool) else f"--{name} {one}")
     return " ".join([f"python train.py --method {record['method']}", *words])
 
 
 # ---- latency: forward time against the base's, side by side ----
 
-def latency(out, record, rounds=20):
-    """{"ratio", "merged_ratio"}: time of a forward pass (batch 16) over the base's, medians of paired rounds.
+def latency(runs, record, rounds=20):
+    """{"ratio", "merged_ratio"}: time of a forward pass (batch 16) over the base's.
 
-    merged_ratio is None where the technique cannot be merged. Measured once, then kept in results.jsonl.
+    merged_ratio is None where the technique cannot be merged.
     """
-    key = {"measure": "latency"} | {k: v for k, v in record["settings"].items() if k != "seed"}
-    known = results.find(out, key)
-    if known:
-        return known
-    base, tokenizer, task = train.prepare(train_settings(record))
-    _, ids, keep, targets = next(train.tasks.batches((task.test or task.dev)[:16], 16, tokenizer.pad))
-    model = attach(train_settings(record).delta, copy.deepcopy(base))
-    model.delta.finish(model)
-    try:
-        merged = merge(copy.deepcopy(model))
-    except ValueError:
-        merged = None
-    batch = ids.to(record["device"]), keep.to(record["device"]), (targets != -100).to(record["device"])
-    known = {"settings": key, "method": "latency", "ratio": ratio(model, base, batch, rounds),
-             "merged_ratio": merged and ratio(merged, base, batch, rounds)}
-    results.append(out, known)
-    return known
+    settings = settings_from(record)
 
+    @torch.no_grad()
+    def measure():
+        base, tokenizer, task = train.prepare(settings)
+        _, *batch = next(tasks.batches(task.reported[:16], 16, tokenizer.pad))
+        ids, keep, targets = (t.to(settings.device) for t in batch)
+        model = attach(settings.delta.for_task(task), copy.deepcopy(base))
+        model.delta.finish(model)
+        models = {"base": base, "ratio": model}
+        try:
+            models["merged_ratio"] = merge(copy.deepcopy(model))
+        except ValueError:
+            pass
+        passes = {name: lambda one=one: one(ids, keep, at=targets != -100) for name, one in models.items()}
+        return {"merged_ratio": None} | side_by_side(passes, rounds)[1]
 
-def train_settings(record):
-    return settings(**{k: v for k, v in record["settings"].items()})
-
-
-@torch.no_grad()
-def ratio(model, base, batch, rounds):
-    """The median over rounds of model's time / base's time."""
-    def seconds(which):
-        begin = time.perf_counter()
-        which(batch[0], batch[1], at=batch[2])
-        if batch[0].is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin
-    seconds(model), seconds(base)
-    found = sorted(seconds(model) / seconds(base) for _ in range(rounds))
-    return found[rounds // 2]
+    return runs.kept("latency", measure, **{name: one for name, one in settings.key.items() if name != "seed"})
 
 
 # ---- table, file, pictures ----
@@ -153,29 +141,25 @@ def write_csv(rows, path):
     return new
 
 
-def pictures(rows, records, folder):
-    """score-parameters.png and score-steps.png, where matplotlib is installed; returns what was written."""
+def draw(rows, records, folder):
+    """Write score-parameters.png and score-steps.png; says where, or what to install."""
     try:
-        import matplotlib
-    except ImportError:
-        return "no pictures: pip install matplotlib"
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+        figure, axes = pictures.figure()
+    except ImportError as error:
+        return f"no pictures: {error}"
     for one in rows:
-        if one["trained"]:
+        if one.get("trained"):
             axes.errorbar(one["trained"], one["score"], yerr=one["± sd"] or 0, fmt="o", capsize=3)
             axes.annotate(one["technique"], (one["trained"], one["score"]), xytext=(5, 5), textcoords="offset points")
     axes.set(xscale="log", xlabel="trained parameters", ylabel="score in %", title="Score against trained parameters")
-    figure.savefig(folder / PICTURES[0], dpi=120, bbox_inches="tight")
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    pictures.save(figure, folder / PICTURES[0])
+    figure, axes = pictures.figure()
     for name, found in records.items():
         steps = [step for step, _ in found[0]["curve"]]
         axes.plot(steps, [mean([r["curve"][i][1] for r in found]) for i in range(len(steps))], label=name)
     axes.set(xlabel="step", ylabel="dev score in %", title="Score against steps")
     axes.legend()
-    figure.savefig(folder / PICTURES[1], dpi=120, bbox_inches="tight")
-    plt.close("all")
+    pictures.save(figure, folder / PICTURES[1])
     return "pictures: " + ", ".join(str(folder / name) for name in PICTURES)
 
 
@@ -194,28 +178,28 @@ def sweep_values(texts):
 
 
 def main(argv):
+    techniques = [name for name in methods() if name != "full"]
     parser = argparse.ArgumentParser(prog="eval.py compare", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", help="names with commas between [all]",
-                        default=",".join(name for name in METHODS if name != "full"))
-    parser.add_argument("--seeds", type=train.positive, default=3, help="how many seeds [3]")
+    parser.add_argument("--methods", help="names with commas between [all]", default=",".join(techniques))
+    parser.add_argument("--seeds", type=positive, default=3, help="how many seeds [3]")
     parser.add_argument("--sweep", nargs="*", default=[], metavar="FIELD=V,V",
                         help="any field of a technique or of training; 'targets=query;query,value' where "
                         "a value has commas")
     parser.add_argument("--out", default="out", help="folder of results.jsonl, the table and the pictures [out]")
-    train.add_options(parser, without=("lr", "seed", "scratch"))
+    add_options(parser, Settings, without=("lr", "seed", "scratch"))
     args = parser.parse_args(argv)
-    names = args.methods.split(",")
-    if unknown := [name for name in names if name not in METHODS]:
-        raise ValueError(f"--methods {unknown[0]}: choose from {', '.join(METHODS)}")
-    out, seeds = Path(args.out), range(args.seeds)
-    choice = train.chosen(args)
-    rows = table(names, seeds, out, sweep_values(args.sweep), **choice)
+    names, choice, out = args.methods.split(","), chosen(args, Settings), Path(args.out)
+    if unknown := [name for name in names if name not in methods()]:
+        raise ValueError(f"--methods {unknown[0]}: choose from {', '.join(methods())}")
+    runs = Runs(out, args.seeds)
+    rows = table(runs, names, sweep_values(args.sweep), **choice)
     print()
     show(rows)
     new = write_csv(rows, out / "compare.csv")
     print(f"\ntable: {out / 'compare.csv'}, with the command that repeats each row")
     if not new and (out / PICTURES[-1]).is_file():  # drawing takes longer than all the rest
         return print("pictures: as they were")
-    curves = {} if args.sweep else {name: trial(name, seeds, out, **choice) for name in [*names, "full"]}
-    print(pictures(rows, curves, out))
+    ended = {r["technique"] for r in rows if r["score"] != "diverged"} | {"full"}
+    curves = {} if args.sweep else {name: runs.trial(name, **choice) for name in [*names, "full"] if name in ended}
+    print(draw(rows, curves, out))

@@ -13,28 +13,20 @@ does not. Several bases or tasks make "larger model, smaller d90" and "harder ta
 import argparse
 from pathlib import Path
 
-import train
-from lab.trials import mean, sd, trial
+from deltas import methods
+from harness.settings import Settings, add_options, chosen, positive, several
+from lab import pictures
+from lab.runs import Runs, dev, sd
 
 GRID = tuple(2**k for k in range(2, 13))         # 4 to 4096
-RATES = (3e-3, 1e-2)
 
 
-def dev(records):
-    return mean([r["dev_score"] for r in records])
-
-
-def at_dimension(d, seeds, out, say, rates, **choice):
-    """The records at dimension d, all seeds, at the rate that the first seed's dev likes best.
+def at(runs, d, rates=None, **choice):
+    """The records at dimension d, all seeds, at the rate with the first seed's best dev score.
 
     A seed draws the subspace too, not only the examples.
     """
-    def run(seed, lr):
-        return trial("intrinsic", [seed], out, say, dim=d, lr=lr, projection_seed=seed, **choice)[0]
-
-    tried = {lr: run(seeds[0], lr) for lr in rates}
-    best = max(tried, key=lambda lr: tried[lr]["dev_score"])
-    return [run(seed, best) for seed in seeds]
+    return runs.tuned("intrinsic", rates, seeded=("projection_seed",), dim=d, **choice)
 
 
 def bracket(reached, target, grid=GRID):
@@ -54,15 +46,17 @@ def bracket(reached, target, grid=GRID):
     return (grid[low] if low >= 0 else None), (grid[high] if high < len(grid) else None)
 
 
-def measure(seeds=(0, 1, 2), out="out", say=print, grid=GRID, rates=RATES, per_layer=False,
-            projection="fastfood", **choice):
-    """Everything about one base and task: {full, chance, targets, brackets, curve: {d: (mean, sd)}, D}."""
-    full = trial("full", seeds, out, say, **choice)
-    goal, chance, curve = dev(full), full[0]["majority_score"], {}
+def measure(runs, grid=GRID, rates=None, per_layer=False, projection="fastfood", **choice):
+    """Everything about one base and task: {full, chance, targets, brackets, curve: {d: (mean, sd)}, D}.
+
+    The target is full fine-tuning's of the pretrained base, also where `scratch` asks for random weights.
+    """
+    full, curve = runs.trial("full", **choice | {"scratch": False}), {}
+    goal, chance = dev(full), full[0]["majority_score"]
     grid = [d for d in grid if d <= full[0]["base_params"]]
 
     def reached(d):
-        records = at_dimension(d, seeds, out, say, rates, per_layer=per_layer, projection=projection, **choice)
+        records = at(runs, d, rates, per_layer=per_layer, projection=projection, **choice)
         curve[d] = dev(records), sd([r["dev_score"] for r in records])
         return curve[d][0]
 
@@ -84,27 +78,24 @@ def show(name, found):
         print(f"  {d:>6}  {score:5.1f} ± {spread:4.1f}  {'#' * round(score / 2)}")
 
 
-def picture(found, folder):
+def picture(found, path):
+    """Draw score against d, a curve for each base and task; says where, or what to install."""
     try:
-        import matplotlib
-    except ImportError:
-        return "no picture: pip install matplotlib"
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+        figure, axes = pictures.figure()
+    except ImportError as error:
+        return f"no picture: {error}"
     for name, one in found.items():
         line = axes.errorbar(list(one["curve"]), [s for s, _ in one["curve"].values()],
                              yerr=[e for _, e in one["curve"].values()], marker="o", capsize=3, label=name)
         axes.axhline(one["targets"]["raw"], color=line[0].get_color(), linestyle=":")
     tried = sorted({d for one in found.values() for d in one["curve"]})
-    axes.set(xscale="log", xlabel="d, trained numbers", ylabel="dev score in %",
+    axes.set(xscale="log", xlabel="d, trained parameters", ylabel="dev score in %",
              title="Score in a random subspace; dotted: 90 % of full")
     axes.set_xticks(tried, tried, minor=False)
     axes.minorticks_off()
     axes.legend()
-    figure.savefig(folder / "d90.png", dpi=120, bbox_inches="tight")
-    plt.close(figure)
-    return f"picture: {folder / 'd90.png'}"
+    pictures.save(figure, path)
+    return f"picture: {path}"
 
 
 def main(argv):
@@ -112,25 +103,24 @@ def main(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bases", default="gpt-s", help="bases with commas between, checkpoints too [gpt-s]")
     parser.add_argument("--tasks", default="rating", help="tasks with commas between [rating]")
-    parser.add_argument("--grid", type=train.several(train.positive), default=GRID, metavar="D,D,...",
+    parser.add_argument("--grid", type=several(positive), default=GRID, metavar="D,D,...",
                         help=f"the dimensions to choose from [{','.join(map(str, GRID))}]")
-    parser.add_argument("--rates", type=train.several(float), default=RATES, metavar="LR,LR,...",
-                        help=f"learning rates to try at each d [{','.join(map(str, RATES))}]")
-    parser.add_argument("--per_layer", "--per-layer", action="store_true", help="SAID: a trained scale a layer")
-    parser.add_argument("--projection", choices=("fastfood", "dense"), default="fastfood",
-                        help="the random projection P [fastfood]")
-    parser.add_argument("--examples", type=train.positive, help="training examples [1000; of your own data: all]")
-    parser.add_argument("--seeds", type=train.positive, default=3, help="how many seeds [3]")
+    rates = methods()["intrinsic"].rates
+    parser.add_argument("--rates", type=several(float), default=rates, metavar="LR,LR,...",
+                        help=f"learning rates to try at each d [{','.join(map(str, rates))}]")
+    parser.add_argument("--examples", type=positive, help="training examples [1000; of your own data: all]")
+    parser.add_argument("--seeds", type=positive, default=3, help="how many seeds [3]")
     parser.add_argument("--out", default="out", help="folder of results.jsonl [out]")
-    train.add_options(parser, without=("base", "task", "examples", "lr", "seed", "scratch"))
+    add_options(parser, methods()["intrinsic"], without=("dim", "projection_seed"))
+    add_options(parser, Settings, without=("base", "task", "examples", "lr", "seed", "scratch"))
     args = parser.parse_args(argv)
-    choice = {"examples": 1000 if args.data is None else None} | train.chosen(args)
-    found = {}
+    choice = {"examples": 1000 if args.data is None else None} | chosen(args, Settings)
+    choice |= chosen(args, methods()["intrinsic"])
+    found, runs = {}, Runs(args.out, args.seeds)
     for task in args.tasks.split(",") if args.data is None else [None]:
         for base in args.bases.split(","):
             named = choice if task is None else {"task": task} | choice
             name = f"{Path(base).name} on {task or Path(args.data).name}"
-            found[name] = measure(range(args.seeds), args.out, grid=sorted(args.grid), rates=args.rates,
-                                  per_layer=args.per_layer, projection=args.projection, base=base, **named)
+            found[name] = measure(runs, sorted(args.grid), args.rates, base=base, **named)
             show(name, found[name])
-    print(picture(found, Path(args.out)))
+    print(picture(found, Path(args.out) / "d90.png"))

@@ -11,23 +11,18 @@ import torch.nn.functional as F
 
 import train
 from data import tasks
-from deltas import methods
-from lab import results
+from harness.settings import settings_of
 
 
-def run_once(out, seed=0, **choice):
-    """The record of a probe, from results.jsonl or measured now; the same fields as a run's where they apply."""
-    settings = train.Settings(methods()["full"](), seed=seed, **choice)
-    key = {name: value for name, value in settings.key.items() if name not in ("lr", "steps", "epochs")}
-    key["method"] = "probe"
-    known = results.find(out, key)
-    if known is None:
-        known = {"method": "probe", "settings": key} | probe(settings)
-        results.append(out, known)
-    return known
+def probe(runs, seed=0, **choice):
+    """The record of a probe, kept or measured now; the same fields as a run's where they apply."""
+    settings = settings_of("full", seed=seed, **choice)
+    key = {name: value for name, value in settings.key.items() if name not in ("method", "lr", "steps", "epochs")}
+    return runs.kept("linear probe", lambda: fitted(settings), **key)
 
 
-def probe(settings):
+def fitted(settings):
+    """{score, dev_score, delta_params} of the regression whose penalty is best on dev."""
     torch.manual_seed(settings.seed)
     model, tokenizer, task = train.prepare(settings)
     train_x, train_y = states(model, task, task.train, tokenizer.pad)
@@ -38,7 +33,7 @@ def probe(settings):
         dev = accuracy(layer, model, task, task.dev, tokenizer.pad, centre, scale)
         if best is None or dev > best[0]:
             best = dev, layer
-    score = accuracy(best[1], model, task, task.test or task.dev, tokenizer.pad, centre, scale)
+    score = accuracy(best[1], model, task, task.reported, tokenizer.pad, centre, scale)
     return {"score": score, "dev_score": best[0], "delta_params": sum(p.numel() for p in best[1].parameters())}
 
 

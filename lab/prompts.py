@@ -14,9 +14,8 @@ import torch
 
 import train
 from data import tasks
-from deltas import methods
-from lab import results
-from lab.trials import mean, scores, sd, trial
+from harness.settings import Settings, add_options, chosen, positive, settings_of
+from lab.runs import Runs, mean, scores, sd
 
 
 def in_front(example, words, config):
@@ -49,39 +48,39 @@ def search(model, task, pad, length, candidates, seed):
     return list(min(found, key=found.get))
 
 
-def discrete(out, length, candidates, seed, **choice):
-    """The record of a search: its words and their score on test; read from results.jsonl if it is there."""
-    settings = train.Settings(methods()["full"](), seed=seed, **choice)
-    key = {"method": "discrete prompt", "length": length, "candidates": candidates, "base": settings.base,
-           "task": settings.task, "data": settings.data, "examples": settings.examples, "seed": seed}
-    known = results.find(out, key)
-    if known is None:
+def discrete(runs, length, candidates, seed, **choice):
+    """The record of a search: its words and their score on test."""
+    settings = settings_of("full", seed=seed, **choice)
+
+    def measure():
         model, tokenizer, task = train.prepare(settings)
         words = search(model, task, tokenizer.pad, length, candidates, seed)
-        shown = [in_front(e, words, model.config) for e in task.test or task.dev]
+        shown = [in_front(e, words, model.config) for e in task.reported]
         score = tasks.score(task, shown, tasks.predictions(model, task, shown, tokenizer))
-        known = {"method": "discrete prompt", "settings": key, "score": score, "words": tokenizer.decode(words)}
-        results.append(out, known)
-    return known
+        return {"score": score, "words": tokenizer.decode(words)}
+
+    decided = ("base", "task", "data", "examples", "seed", "scratch", "content")
+    return runs.kept("discrete prompt", measure, length=length, candidates=candidates,
+                     **{name: settings.key[name] for name in decided})
 
 
-def stages(out, length=8, candidates=50, seeds=(0, 1, 2), **choice):
+def stages(runs, length=8, candidates=50, **choice):
     """{stage: records} of the three stages; the manual one is a number."""
-    soft = trial("prompt", seeds, out, length=length, **choice)
-    found = [discrete(out, length, candidates, seed, **choice) for seed in seeds]
+    soft = runs.trial("prompt", length=length, **choice)
+    found = [discrete(runs, length, candidates, seed, **choice) for seed in runs.seeds]
     return {"manual": soft[0]["frozen_score"], "discrete": found, "continuous": soft}
 
 
 def main(argv):
     parser = argparse.ArgumentParser(prog="eval.py prompts", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--length", type=train.positive, default=8, help="P, prompt tokens [8]")
-    parser.add_argument("--candidates", type=train.positive, default=50, help="tokens tried at each place [50]")
-    parser.add_argument("--seeds", type=train.positive, default=3, help="how many seeds [3]")
+    parser.add_argument("--length", type=positive, default=8, help="P, prompt tokens [8]")
+    parser.add_argument("--candidates", type=positive, default=50, help="tokens tried at each place [50]")
+    parser.add_argument("--seeds", type=positive, default=3, help="how many seeds [3]")
     parser.add_argument("--out", default="out", help="folder of results.jsonl [out]")
-    train.add_options(parser, without=("lr", "seed", "scratch", "steps", "epochs", "batch_size", "dtype"))
+    add_options(parser, Settings, without=("lr", "seed", "scratch", "steps", "epochs", "batch_size", "dtype"))
     args = parser.parse_args(argv)
-    found = stages(args.out, args.length, args.candidates, range(args.seeds), **train.chosen(args))
+    found = stages(Runs(args.out, args.seeds), args.length, args.candidates, **chosen(args, Settings))
     print(f"\n{'stage':<14}{'score':>7}{'± sd':>7}\n{'manual':<14}{found['manual']:7.1f}")
     for stage in ("discrete", "continuous"):
         print(f"{stage:<14}{mean(scores(found[stage])):7.1f}{sd(scores(found[stage])):7.1f}")

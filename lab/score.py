@@ -9,22 +9,32 @@ import torch
 from data import tasks
 from data.bases import load_base
 from deltas import load, merge, read
+from harness import results
 
 
 def rebuild(path, base=None):
     """(model, tokenizer, task) of a delta file; `base` where the checkpoint has moved to another folder."""
     notes = read(path)["notes"]
+    where = folders(path, notes)
     torch.manual_seed(notes["seed"])  # so that a run from scratch starts from the same random weights again
-    model, tokenizer = load_base(base or notes["base"], notes["scratch"])
-    task = tasks.load_task(notes["task"], tokenizer, model.config, notes["data"], notes["examples"], notes["seed"])
+    model, tokenizer = load_base(base or where["base"], notes["scratch"])
+    task = tasks.load_task(notes["task"], tokenizer, model.config, where["data"], notes["examples"], notes["seed"])
     return load(path, model).eval(), tokenizer, task
+
+
+def folders(path, notes):
+    """Where base and data of a delta file are: the file has names only, results.jsonl beside it the folders."""
+    for record in reversed(results.read(Path(path).parent)):
+        if record.get("file") == Path(path).name and "where" in record:
+            return record["where"]
+    return {"base": notes["base"], "data": notes["data"]}
 
 
 @torch.no_grad()
 def apart(model, merged, task, pad):
     """The largest difference of two models' logits on 64 examples."""
     worst = 0.0
-    for _, ids, keep, targets in tasks.batches((task.test or task.dev)[:64], 32, pad):
+    for _, ids, keep, targets in tasks.batches(task.reported[:64], 32, pad):
         difference = (model(ids, keep) - merged(ids, keep)).abs()[keep]
         worst = max(worst, difference.max().item())
     return worst
