@@ -115,8 +115,9 @@ def human(number, unit="B"):
 
 def counts_table(name, rows):
     config, D = size(name), rows[0]["base"]
-    lines = [f"{name}: {config.n_layer} blocks, width {config.d_model:,}; {D:,} parameters, "
-             f"a copy {human(2 * D)} in 16 bits, {human(4 * D)} in 32", "",
+    title = (f"{name}: {config.n_layer} blocks, width {config.d_model:,}; {D:,} parameters, "
+             f"a copy {human(2 * D)} in 16 bits, {human(4 * D)} in 32")
+    lines = [title, "",
              f"{'':<37}{'trained':>16}{'%':>11}{'formula':>9}{'stored':>17}{'fp16':>10}{'fp32':>10}"]
     for r in rows:
         agree = r["trained"] == r["formula"] and r["stored"] == r["stored_formula"]

@@ -83,25 +83,28 @@ def percent(part, whole):
     return Fraction(100 * part, whole)
 
 
-# ---- the sources ----
+# ---- the sources: (what, printed, ours, setting, why, cut) of each number, see Row ----
 
-def base_sizes():
-    def row(source, what, printed, model, why=""):
-        return Row(source, what, printed, n(model, Full()), model, why)
+def bert():
+    return [("BERT-base", "110M", n("bert-base-uncased", Full()), "bert-base-uncased"),
+            ("BERT-large", "340M", n("bert-large-uncased", Full()), "bert-large-uncased")]
 
-    whole = "124.6 and 355.4: the paper's figure is a whole number of millions, written with a decimal"
-    typo = "0.03 % off, probably a slip for 354.82"
-    untied = n("gpt3-175b", Full()) + 50257 * 12288
+
+def houlsby():
+    base, large, config = "bert-base-cased", "bert-large-uncased", size("bert-large-uncased")
+    D, head, blocks = n(large, Full()), 2 * 1024 + 2, config.n_layer * block_size(config)
+    tuned, plain = n(base, Adapter(64)), n(base, Adapter(64, norms=False))
     return [
-        row("BERT, Devlin et al.", "BERT-base", "110M", "bert-base-uncased"),
-        row("BERT, Devlin et al.", "BERT-large", "340M", "bert-large-uncased"),
-        row("Houlsby et al.", "BERT-large", "330M", "bert-large-cased"),
-        row("LoRA table 2", "RoBERTa-base", "125.0M", "roberta-base", whole),
-        row("LoRA table 2", "RoBERTa-large", "355.0M", "roberta-large", whole),
-        row("LoRA table 3", "GPT-2 medium", "354.92M", "gpt2-medium", typo),
-        row("LoRA table 3", "GPT-2 large", "774.03M", "gpt2-large"),
-        Row("LoRA tables 4, 15", "GPT-3 175B", "175,255.8M", untied, "gpt3-175b, untied head",
-            "not explained; with a tied head it is 174,604,259,328"),
+        ("BERT-large", "330M", n("bert-large-cased", Full()), "bert-large-cased"),
+        ("BERT-large, the smallest share", "0.5%", percent(n(large, Adapter(16)) + head, D), "m=16, norms, head of 2"),
+        ("BERT-large, the largest share", "8%", percent(n(large, Adapter(256)) + head, D), "m=256, norms, head of 2"),
+        ("BERT-large, m=64", "2.1%", percent(n(large, Adapter(64, norms=False)), blocks), "of the blocks, no norms",
+         "of all weights it is 1.9 %"),
+        ("BERT-base, m=64", "2M", tuned, "m=64, norms"),
+        ("BERT-base, m=2", "0.1%", percent(n(base, Adapter(2)), n(base, Full())), "m=2, norms"),
+        ("BERT-base, LayerNorms alone", "40k", tuned - plain, "2 d (2 L + 1)"),
+        ("BERT-base, top layer", "9M", n(base, LastLayer(1)), "1 block",
+         "7.7M with the pooler; what else the paper counts it does not say"),
     ]
 
 
@@ -112,165 +115,146 @@ def adapters_one_a_block(model, m, norms):
 
 
 def lora_table_2():
-    source, base, large = "LoRA table 2", "roberta-base", "roberta-large"
-    per_block, houlsby = adapters_one_a_block, lambda m: n(large, Adapter(m, norms=False))
+    base, large, per_block = "roberta-base", "roberta-large", adapters_one_a_block
+    whole = "124.6 and 355.4: the paper's figure is a whole number of millions, written with a decimal"
     binary = "no m fits: 3.0 and 6.0 x 2^20 are the matrices alone (m=64), without biases"
     return [
-        Row(source, "RoBERTa-base LoRA", "0.3M", n(base, LoRA(rank=8)), "query, value, r=8"),
-        Row(source, "RoBERTa-large LoRA", "0.8M", n(large, LoRA(rank=8)), "query, value, r=8"),
-        Row(source, "DeBERTa-XXL LoRA", "4.7M", 4 * 48 * 1536 * 16, "4 L d r, L=48 d=1536 r=16",
-            "the paper's table 10 says r=8, its scripts r=16"),
-        Row(source, "RoBERTa-base BitFit", "0.1M", n(base, BitFit()), "all biases"),
-        Row(source, "RoBERTa-base AdapterD", "0.9M", per_block(base, 48, 0), "fits: m=48, 12 blocks"),
-        Row(source, "RoBERTa-base AdapterD", "0.3M", per_block(base, 48, 0) // 3, "fits: m=48, 4 blocks"),
-        Row(source, "RoBERTa-large AdapterP", "3.0M", per_block(large, 64, 0), "m=64, one a block", binary),
-        Row(source, "RoBERTa-large AdapterP", "0.8M", per_block(large, 16, 0), "fits: m=16, one a block"),
-        Row(source, "RoBERTa-large AdapterH", "6.0M", houlsby(64), "m=64, no norms", binary),
-        Row(source, "RoBERTa-large AdapterH", "0.8M", houlsby(8), "fits: m=8, no norms"),
+        ("RoBERTa-base", "125.0M", n(base, Full()), base, whole),
+        ("RoBERTa-large", "355.0M", n(large, Full()), large, whole),
+        ("RoBERTa-base LoRA", "0.3M", n(base, LoRA(rank=8)), "query, value, r=8"),
+        ("RoBERTa-large LoRA", "0.8M", n(large, LoRA(rank=8)), "query, value, r=8"),
+        ("DeBERTa-XXL LoRA", "4.7M", 4 * 48 * 1536 * 16, "4 L d r, L=48 d=1536 r=16",
+         "the paper's table 10 says r=8, its scripts r=16"),
+        ("RoBERTa-base BitFit", "0.1M", n(base, BitFit()), "all biases"),
+        ("RoBERTa-base AdapterD", "0.9M", per_block(base, 48, 0), "fits: m=48, 12 blocks"),
+        ("RoBERTa-base AdapterD", "0.3M", per_block(base, 48, 0) // 3, "fits: m=48, 4 blocks"),
+        ("RoBERTa-large AdapterP", "3.0M", per_block(large, 64, 0), "m=64, one a block", binary),
+        ("RoBERTa-large AdapterP", "0.8M", per_block(large, 16, 0), "fits: m=16, one a block"),
+        ("RoBERTa-large AdapterH", "6.0M", n(large, Adapter(64, norms=False)), "m=64, no norms", binary),
+        ("RoBERTa-large AdapterH", "0.8M", n(large, Adapter(8, norms=False)), "fits: m=8, no norms"),
     ]
 
 
 def lora_table_3():
-    source, medium, large = "LoRA table 3", "gpt2-medium", "gpt2-large"
-    per_block = adapters_one_a_block
+    medium, large, per_block = "gpt2-medium", "gpt2-large", adapters_one_a_block
     budget = "r=4 gives {}; the printed number is 0.1 % of the base, a budget for all rows"
-    lora = LoRA(rank=4)
     return [
-        Row(source, "GPT-2 M AdapterL", "0.37M", per_block(medium, 6, 1), "fits: m=6, 1/block, norm"),
-        Row(source, "GPT-2 M AdapterL", "11.09M", per_block(medium, 224, 1), "fits: m=224, 1/block, norm"),
-        Row(source, "GPT-2 L AdapterL", "0.88M", per_block(large, 8, 1), "fits: m=8, 1/block, norm"),
-        Row(source, "GPT-2 L AdapterL", "23.00M", per_block(large, 248, 1), "fits: m=248, 1/block, norm"),
-        Row(source, "GPT-2 M AdapterH", "11.09M", n(medium, Adapter(112, norms=False)), "m=112, no norms",
-            "no whole m gives it; printed is AdapterL's number"),
-        Row(source, "GPT-2 M FT-top2", "25.19M", n(medium, LastLayer(2)), "2 blocks"),
-        Row(source, "GPT-2 M LoRA", "0.35M", n(medium, lora), "query, value, r=4", budget.format("0.39M")),
-        Row(source, "GPT-2 L LoRA", "0.77M", n(large, lora), "query, value, r=4", budget.format("0.74M")),
+        ("GPT-2 medium", "354.92M", n(medium, Full()), medium, "0.03 % off, probably a slip for 354.82"),
+        ("GPT-2 large", "774.03M", n(large, Full()), large),
+        ("GPT-2 M AdapterL", "0.37M", per_block(medium, 6, 1), "fits: m=6, 1/block, norm"),
+        ("GPT-2 M AdapterL", "11.09M", per_block(medium, 224, 1), "fits: m=224, 1/block, norm"),
+        ("GPT-2 L AdapterL", "0.88M", per_block(large, 8, 1), "fits: m=8, 1/block, norm"),
+        ("GPT-2 L AdapterL", "23.00M", per_block(large, 248, 1), "fits: m=248, 1/block, norm"),
+        ("GPT-2 M AdapterH", "11.09M", n(medium, Adapter(112, norms=False)), "m=112, no norms",
+         "no whole m gives it; printed is AdapterL's number"),
+        ("GPT-2 M FT-top2", "25.19M", n(medium, LastLayer(2)), "2 blocks"),
+        ("GPT-2 M LoRA", "0.35M", n(medium, LoRA(rank=4)), "query, value, r=4", budget.format("0.39M")),
+        ("GPT-2 L LoRA", "0.77M", n(large, LoRA(rank=4)), "query, value, r=4", budget.format("0.74M")),
     ]
 
 
 def lora_gpt3():
-    source, gpt3 = "LoRA tables 4, 15", "gpt3-175b"
-    qkvo = "query,key,value,out"
-
-    def lora(printed, rank, targets, why=""):
-        ours = n(gpt3, LoRA(rank=rank, targets=targets))
-        return Row(source, "GPT-3 LoRA", printed, ours, f"{targets} r={rank}", why)
-
+    gpt3, two, four = "gpt3-175b", "query,value", "query,key,value,out"
+    loras = (("4.7M", 2, "value"), ("4.7M", 1, two), ("9.4M", 2, two), ("9.4M", 1, four), ("18.8M", 4, two),
+             ("18.8M", 2, four), ("37.7M", 8, two), ("37.7M", 4, four), ("301.9M", 64, two), ("603.8M", 64, four))
     return [
-        lora("4.7M", 2, "value"), lora("4.7M", 1, "query,value"), lora("9.4M", 2, "query,value"),
-        lora("9.4M", 1, qkvo), lora("18.8M", 4, "query,value"), lora("18.8M", 2, qkvo),
-        lora("37.7M", 8, "query,value"), lora("37.7M", 4, qkvo), lora("301.9M", 64, "query,value"),
-        lora("603.8M", 64, qkvo, "0.03 % off: twice the truncated 301.9"),
-        *(Row(source, "GPT-3 AdapterH", printed, n(gpt3, Adapter(m, norms=False)), f"m={m}, no norms")
+        ("GPT-3 175B", "175,255.8M", n(gpt3, Full()) + 50257 * 12288, "gpt3-175b, untied head",
+         "not explained; with a tied head it is 174,604,259,328"),
+        *(("GPT-3 LoRA", printed, n(gpt3, LoRA(rank=r, targets=targets)), f"{targets} r={r}",
+           "0.03 % off: twice the truncated 301.9" if printed == "603.8M" else "") for printed, r, targets in loras),
+        *(("GPT-3 AdapterH", printed, n(gpt3, Adapter(m, norms=False)), f"m={m}, no norms")
           for m, printed in ((1, "7.1M"), (4, "21.2M"), (8, "40.1M"), (16, "77.9M"), (64, "304.4M"))),
-        *(Row(source, "GPT-3 PreEmbed", printed, n(gpt3, Prompt(length=P)), f"{P} vectors",
-              "printed is what 32 vectors make, without the 8" if P == 40 else "", cut=False)
+        *(("GPT-3 PreEmbed", printed, n(gpt3, Prompt(length=P)), f"{P} vectors",
+           "printed is what 32 vectors make, without the 8" if P == 40 else "", False)
           for P, printed in ((40, "0.4M"), (72, "0.9M"), (136, "1.7M"), (264, "3.2M"), (520, "6.4M"))),
-        *(Row(source, "GPT-3 PreLayer", printed, 96 * 12288 * P, f"L d {P}: a vector a layer",
-              "not explained: 1 to 8 % more than the paper's own formula L d (l_p + l_i)")
+        *(("GPT-3 PreLayer", printed, 96 * 12288 * P, f"L d {P}: a vector a layer",
+           "not explained: 1 to 8 % more than the paper's own formula L d (l_p + l_i)")
           for P, printed in ((4, "5.1M"), (8, "10.1M"), (16, "20.2M"), (36, "44.1M"), (64, "76.1M"))),
-        Row(source, "GPT-3 BitFit", "14.2M", n(gpt3, BitFit()), "all biases, 11 L d + d",
-            "the printed number is 12 L d; a block has 11 d biases"),
+        ("GPT-3 BitFit", "14.2M", n(gpt3, BitFit()), "all biases, 11 L d + d",
+         "the printed number is 12 L d; a block has 11 d biases"),
     ]
 
 
-def prefixes():
-    def row(source, what, printed, P):
-        return Row(source, what, printed, n("gpt2-medium", Prefix(length=P)), f"GPT-2 M, P={P}")
-
-    return [row("Li & Liang 2021", "prefix, E2E and WebNLG", "250K", 5),
-            row("Li & Liang 2021", "prefix, DART", "500K", 10),
-            row("peft documentation", "prefix, 24 layers of 1024", "983,040", 20)]
-
-
-# T5 and a prompt of 100 tokens together: one row a size fixes T5 and P d; the other 81 are multiplications.
-LESTER = {"small": "77,012,352", "base": "247,654,656", "large": "783,252,480", "xl": "2,849,961,984",
-          "xxl": "11,135,741,952"}
-
-
-def lester():
-    source = "Lester et al. table 4"
-
-    def slip(what, printed, ours, why):
-        return Row(source, f"T5 {what}", printed, ours, "P d, all but these 4 agree", f"a slip: {why}")
-
-    def total(name, P):
-        return t5_size(name) + P * T5[name][0]
-
+def lora_storage():
+    D, T = n("gpt3-175b", Full()), n("gpt3-175b", LoRA(rank=4))
     return [
-        *(Row(source, f"T5 {name} and prompt, P=100", printed, total(name, 100), f"P d, d={T5[name][0]}")
-          for name, printed in LESTER.items()),
-        slip("small, P=20: the prompt", "10,420", 20 * 512, "the percentage beside it was computed from 20 x 512"),
-        slip("small, P=20: both", "76,971,572", total("small", 20), "that of 10,420, added"),
-        slip("large, P=100: prompt in %", "0.01907%", percent(100 * 1024, total("large", 100)), "0.01307 is meant"),
-        slip("xxl, P=50: both", "11,137,380,352", total("xxl", 50), "the base plus 204,800 is 11,135,537,152"),
+        ("GPT-3 checkpoint", "350GB", 2 * D, "2 bytes a weight"),
+        ("GPT-3 LoRA checkpoint", "35MB", 2 * T, "query, value, r=4, 2 bytes",
+         "36.0 where a megabyte is 2^20 bytes; the paper rounds further"),
+        ("checkpoint, times smaller", "10,000x", Fraction(D, T), "D / (4 L d r), r=4",
+         "the paper says roughly: 9,251 times"),
+        ("GPT-3 LoRA training memory", "350GB", 2 * D, "16-bit weights alone",
+         "LoRA's own weights, gradients and moments add 0.3 GB; activations are not counted"),
+        ("GPT-3 training memory", "1.2TB", 6 * D, "16-bit weights and moments",
+         "no plain memory model gives it: 1.05, with gradients 1.40, mixed precision 2.79"),
     ]
+
+
+def ding():
+    return [("GPT-3 checkpoint", "700GB", 4 * n("gpt3-175b", Full()), "4 bytes a weight")]
 
 
 def bitfit():
-    rows = []
+    found = []
     for name, printed in (("base", "0.09%"), ("large", "0.08%")):
-        model, source = f"bert-{name}-cased", "BitFit, Ben Zaken et al."
+        model = f"bert-{name}-cased"
         D = n(model, Full())
-        rows += [Row(source, f"BERT-{name}", printed, percent(n(model, BitFit()), D), model),
-                 Row(source, f"BERT-{name}, query and up", "0.04%",
-                     percent(n(model, BitFit(only="query_up")), D), "L (d + f)")]
-    return rows
+        found += [(f"BERT-{name}", printed, percent(n(model, BitFit()), D), model),
+                  (f"BERT-{name}, query and up", "0.04%", percent(n(model, BitFit("query_up")), D), "L (d + f)")]
+    return found
 
 
-def houlsby():
-    source, base, large = "Houlsby et al.", "bert-base-cased", "bert-large-uncased"
-    D, head = n(large, Full()), 2 * 1024 + 2
-    blocks = size(large).n_layer * block_size(size(large))
-    tuned, norms = n(base, Adapter(64)), n(base, Adapter(64)) - n(base, Adapter(64, norms=False))
-    return [
-        Row(source, "BERT-large, the smallest share", "0.5%", percent(n(large, Adapter(16)) + head, D),
-            "m=16, norms, head of 2"),
-        Row(source, "BERT-large, the largest share", "8%", percent(n(large, Adapter(256)) + head, D),
-            "m=256, norms, head of 2"),
-        Row(source, "BERT-large, m=64", "2.1%", percent(n(large, Adapter(64, norms=False)), blocks),
-            "of the blocks, no norms", "of all weights it is 1.9 %"),
-        Row(source, "BERT-base, m=64", "2M", tuned, "m=64, norms"),
-        Row(source, "BERT-base, m=2", "0.1%", percent(n(base, Adapter(2)), n(base, Full())), "m=2, norms"),
-        Row(source, "BERT-base, LayerNorms alone", "40k", norms, "2 d (2 L + 1)"),
-        Row(source, "BERT-base, top layer", "9M", n(base, LastLayer(1)), "1 block",
-            "7.7M with the pooler; what else the paper counts it does not say"),
-    ]
+def li_and_liang():
+    return [("prefix, E2E and WebNLG", "250K", n("gpt2-medium", Prefix(length=5)), "GPT-2 M, P=5"),
+            ("prefix, DART", "500K", n("gpt2-medium", Prefix(length=10)), "GPT-2 M, P=10")]
+
+
+def peft_documentation():
+    return [("prefix, 24 layers of 1024", "983,040", n("gpt2-medium", Prefix(length=20)), "GPT-2 M, P=20")]
 
 
 def peft_llama():
-    """peft's own comparison on Llama-3.2-3B: 28 blocks, width 3072, 8 key heads of 128 (grouped queries)."""
-    L, d, kv, source = 28, 3072, 1024, "peft on Llama-3.2-3B"
+    """Llama-3.2-3B: 28 blocks, width 3072, 8 key heads of 128 (grouped queries)."""
+    L, d, kv = 28, 3072, 1024
     return [
-        Row(source, "LoRA", "9,175,040", L * 32 * ((d + d) + (d + kv)), "query, value, r=32"),
-        Row(source, "prefix", "11,468,800", 2 * L * 200 * kv, "P=200, 2 L P 1024"),
-        Row(source, "prefix", "2,867,200", 2 * L * 50 * kv, "P=50, 2 L P 1024"),
-        Row(source, "prompt", "614,400", 200 * d, "P=200"),
-        Row(source, "bias of the value projection", "28,672", L * kv, "L 1024"),
-        Row(source, "norms", "175,104", (2 * L + 1) * d, "(2 L + 1) d"),
+        ("LoRA", "9,175,040", L * 32 * ((d + d) + (d + kv)), "query, value, r=32"),
+        ("prefix", "11,468,800", 2 * L * 200 * kv, "P=200, 2 L P 1024"),
+        ("prefix", "2,867,200", 2 * L * 50 * kv, "P=50, 2 L P 1024"),
+        ("prompt", "614,400", 200 * d, "P=200"),
+        ("bias of the value projection", "28,672", L * kv, "L 1024"),
+        ("norms", "175,104", (2 * L + 1) * d, "(2 L + 1) d"),
     ]
 
 
-def storage():
-    gpt3, source = "gpt3-175b", "LoRA section 4.2"
-    D, T = n(gpt3, Full()), n(gpt3, LoRA(rank=4))
+def lester():
+    """Of ninety numbers, P d and its sum with T5 for six P and five sizes, one a size and the four that differ."""
+    def both(name, P):
+        return t5_size(name) + P * T5[name][0]
+
+    totals = {"small": "77,012,352", "base": "247,654,656", "large": "783,252,480", "xl": "2,849,961,984",
+              "xxl": "11,135,741,952"}
     return [
-        Row(source, "GPT-3 checkpoint", "350GB", 2 * D, "2 bytes a weight"),
-        Row("Ding et al.", "GPT-3 checkpoint", "700GB", 4 * D, "4 bytes a weight"),
-        Row(source, "GPT-3 LoRA checkpoint", "35MB", 2 * T, "query, value, r=4, 2 bytes",
-            "36.0 where a megabyte is 2^20 bytes; the paper rounds further"),
-        Row(source, "checkpoint, times smaller", "10,000x", Fraction(D, T), "D / (4 L d r), r=4",
-            "the paper says roughly: 9,251 times"),
-        Row(source, "GPT-3 LoRA training memory", "350GB", 2 * D, "16-bit weights alone",
-            "LoRA's own weights, gradients and moments add 0.3 GB; activations are not counted"),
-        Row(source, "GPT-3 training memory", "1.2TB", 6 * D, "16-bit weights and moments",
-            "no plain memory model gives it: 1.05, with gradients 1.40, mixed precision 2.79"),
+        *((f"T5 {name} and prompt, P=100", printed, both(name, 100), f"P d, d={T5[name][0]}")
+          for name, printed in totals.items()),
+        ("T5 small, P=20: prompt", "10,420", 20 * 512, "P d, d=512",
+         "a slip: 20 x 512 = 10,240, which the percentage beside it was computed from"),
+        ("T5 small and prompt, P=20", "76,971,572", both("small", 20), "P d, d=512", "the slip of 10,420, added"),
+        ("T5 large, P=100: prompt in %", "0.01907%", percent(100 * 1024, both("large", 100)), "P d, d=1024",
+         "a slip: 102,400 of 783,252,480 is 0.01307 %"),
+        ("T5 xxl and prompt, P=50", "11,137,380,352", both("xxl", 50), "P d, d=4096",
+         "a slip: the base plus 204,800 is 11,135,537,152"),
     ]
+
+
+SOURCES = {"BERT, Devlin et al.": bert, "Houlsby et al.": houlsby, "LoRA table 2": lora_table_2,
+           "LoRA table 3": lora_table_3, "LoRA tables 4, 15": lora_gpt3, "LoRA section 4.2": lora_storage,
+           "Ding et al.": ding, "BitFit, Ben Zaken et al.": bitfit, "Li & Liang 2021": li_and_liang,
+           "peft documentation": peft_documentation, "peft on Llama-3.2-3B": peft_llama,
+           "Lester et al. table 4": lester}
 
 
 def rows():
-    return [*base_sizes(), *lora_table_2(), *lora_table_3(), *lora_gpt3(), *storage(), *houlsby(), *bitfit(),
-            *prefixes(), *peft_llama(), *lester()]
+    return [Row(source, *found) for source, numbers in SOURCES.items() for found in numbers()]
 
 
 # ---- the table ----

@@ -63,7 +63,7 @@ def t5_size(name):
 
 
 @cache
-def plain(config):
+def base(config):
     """The base of this shape. Made once, then copied: initialising is slow even where nothing is drawn."""
     with torch.device("meta"):
         return Transformer(config)
@@ -72,7 +72,7 @@ def plain(config):
 def attached(config, delta):
     """A base of this shape on the meta device with `delta` attached."""
     with torch.device("meta"):
-        return attach(delta, copy.deepcopy(plain(config)))
+        return attach(delta, copy.deepcopy(base(config)))
 
 
 def counted(name, delta):
