@@ -32,6 +32,6 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (ValueError, FileNotFoundError, ImportError) as error:
-        raise SystemExit(f"eval.py: {error}")
+        raise SystemExit(f"eval.py: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; finished runs are kept, and the same command goes on from there")
+        raise SystemExit("\ninterrupted; finished runs are kept, and the same command goes on from there") from None

@@ -23,7 +23,7 @@ import torch
 
 from data import tasks
 from data.bases import load_base
-from deltas import attach, count, methods, save, trainable
+from deltas import attach, methods, save, trainable
 from harness import checks, report, results
 from harness.settings import Settings, arguments, settings_typed
 
@@ -32,7 +32,7 @@ class Diverged(ValueError):
     """The loss is no longer finite: the learning rate is too high."""
 
 
-def run(settings, out, say=print):
+def run(settings: Settings, out, say=print):
     """Train and score once: returns the record for `out`/results.jsonl (harness/results.py has its fields).
 
     `say` receives the lines for a reader; pass `report.quiet` for none. Reproducible: equal settings on the
@@ -189,7 +189,7 @@ def main():
     except (ValueError, FileNotFoundError, ImportError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; finished runs are in results.jsonl")
+        raise SystemExit("\ninterrupted; finished runs are in results.jsonl") from None
 
 
 if __name__ == "__main__":

@@ -100,4 +100,5 @@ def explain(model):
         print(line + (f"   blocks {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else
                       f"   block {numbers[0]}" if numbers[0] else ""))
     counted = count(model)
-    print(f"{'-' * 78}\nbase {counted.base:,}   delta {counted.delta:,} ({counted.percent:.2f} %)   head {counted.head:,}")
+    print(f"{'-' * 78}\nbase {counted.base:,}   delta {counted.delta:,} ({counted.percent:.2f} %)   "
+          f"head {counted.head:,}")

@@ -99,7 +99,7 @@ class Settings:
         return f"{self.delta.name}-{Path(self.base).name}-{self.task}-{digits}.pt"
 
     def precision(self):
-        """The context of forward passes: bfloat16 arithmetic where it was chosen; what trains is float32 all the same."""
+        """The context of forward passes: bfloat16 arithmetic where it was chosen; what trains stays float32."""
         if self.dtype == "float32":
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)

@@ -27,7 +27,8 @@ class BitFit(Delta):
     lr: ClassVar[float] = 3e-2       # a bias can only shift: it takes a hundred times full fine-tuning's
     lr_real: ClassVar[float] = 3e-3  # the authors' code has 1e-3 at batch 8 and 16 epochs
     rates: ClassVar[tuple] = 3e-2, 1e-2, 6e-2
-    only: str = setting("all", "all, or query_up: the query's and the first mlp bias, half of them", among=("all", "query_up"))
+    only: str = setting("all", "all, or query_up: the query's and the first mlp bias, half of them",
+                        among=("all", "query_up"))
 
     def attach(self, model):
         owners = (m for m in model.modules() if isinstance(m, (nn.Linear, nn.LayerNorm)))

@@ -95,7 +95,8 @@ class Prefix(Delta):
     mlp: bool = setting(True, "train through the MLP and drop it at the end; False: train the rows")
     width: int = setting(0, "k, the width of P'; 0: as wide as the model, as in the authors' code", least=0)
     hidden: int = setting(0, "h, the MLP's hidden width; 0: as wide as the model (the paper's: 512 or 800)", least=0)
-    init: str = setting("words", "start from real words' keys and values (words), or random ones", among=("words", "random"))
+    init: str = setting("words", "start from real words' keys and values (words), or random ones",
+                        among=("words", "random"))
     words: str = setting("", "those words' token ids, with commas between; the rest is drawn")
 
     def attach(self, model):
