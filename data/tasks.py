@@ -176,7 +176,7 @@ def text_task(name, splits, encoder, metric, about=""):
 def corpus_task(encoder, examples, seed):
     """Pretraining: a document is completed (GPT), or words are hidden in its second part (BERT).
 
-    Only what follows from the rest is asked for. Most of a document's first part follows from nothing (which
+    Only what follows from the rest is predicted. Most of a document's first part follows from nothing (which
     restaurant, which dish, whether they liked it), and this noise drowns what there is to learn.
     """
     rng, made = random.Random(f"hide {seed}"), []

@@ -49,7 +49,7 @@ def bracket(reached, target, grid=GRID):
 def measure(runs, grid=GRID, rates=None, per_layer=False, projection="fastfood", **choice):
     """Everything about one base and task: {full, chance, targets, brackets, curve: {d: (mean, sd)}, D}.
 
-    The target is full fine-tuning's of the pretrained base, also where `scratch` asks for random weights.
+    The target is full fine-tuning's of the pretrained base, also with random weights (`scratch`).
     """
     full, curve = runs.trial("full", **choice | {"scratch": False}), {}
     goal, chance = dev(full), full[0]["majority_score"]

@@ -1,4 +1,4 @@
-"""Intrinsic dimension: train d numbers, through a random projection of all weights.
+"""Intrinsic dimension: train d parameters, through a random projection of all weights.
 
     DID    theta = theta_0 + P z                 theta_0 (D,) frozen, P (D, d) random, fixed; z (d,) trained
     SAID   theta_i = theta_0,i + s_i (P z)_i     one scale s_i for each of m layers, z (d - m,)
@@ -11,7 +11,7 @@ P comes from fastfood.py, which has unit columns; here it is multiplied by √(D
 that have unit norm. Then an optimiser's step of size lr moves every weight by about lr, whatever d and D
 are, and z and the scales can share a learning rate.
 One projection serves all weights put end to end: no tensor is too small for it, and a tied one moves once.
-Merged, theta is written over theta_0: the graph is the base's own. Stored: d numbers; P is its seed.
+Merged, theta is written over theta_0: the graph is the base's own. Stored: d parameters; P is its seed.
 Left out: the authors project each tensor apart, crop those smaller than d, and may project the head; here
 a Classifier trains beside the delta, as with every technique. They count a layer per tensor; here a layer
 is a layer.
@@ -88,9 +88,9 @@ class Intrinsic(Delta):
     lr_real: ClassVar[float] = 1e-3
     rates: ClassVar[tuple] = 3e-3, 1e-2
     paper: ClassVar[dict] = {"dim": 20000}  # Aghajanyan et al.: their code's setting
-    dim: int = setting(200, "d, how many numbers train, scales included; about RoBERTa-large's d90 on MRPC", least=1)
+    dim: int = setting(200, "d, how many parameters train, scales included; about RoBERTa-large's d90 on MRPC", least=1)
     projection: str = setting("fastfood", "fastfood, O(D log d), or dense, O(D d)", among=tuple(PROJECTIONS))
-    per_layer: bool = setting(False, "SAID: a trained scale for each layer, taken out of the d numbers")
+    per_layer: bool = setting(False, "SAID: a trained scale for each layer, taken out of the d")
     projection_seed: int = setting(0, "draws P; another seed is another subspace")
 
     def attach(self, model):

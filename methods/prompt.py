@@ -10,7 +10,7 @@ Family: addition. The one slot `prompt`, behind the embedding; every layer then 
 Count: P d.
 It cannot start as the base model: from the first step on, the text looks at P words that were not there.
 In a causal model these words never see the text, so all that reaches it is their keys and values in every
-layer: a prompt is a prefix (prefix.py) whose rows are not free but computed from P d numbers.
+layer: a prompt is a prefix (prefix.py) whose rows are not free but computed from P d parameters.
 Left out: the paper gives soft tokens the first positions, here they have none and the text keeps its own;
 it draws words from the 5,000 most frequent, here from all; it averages a label of several tokens.
 Reference: Lester, Al-Rfou & Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning".
