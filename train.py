@@ -38,10 +38,10 @@ def run(settings: Settings, out, say=print):
     `say` receives the lines for a reader; pass `report.quiet` for none. Reproducible: equal settings on the
     same machine give equal numbers. Raises Diverged, and ValueError for settings that base or task refuse.
     """
-    begin = time.time()
+    begin, given, content, file = time.time(), settings, settings.key["content"], settings.file
     torch.manual_seed(settings.seed)
     model, tokenizer, task = prepare(settings)
-    given, settings = settings, settings.completed(task)
+    settings = settings.completed(task)
     say(report.setting(settings, task))
 
     frozen = score(model, task, tokenizer, settings) if task.metric else 0.0
@@ -60,7 +60,7 @@ def run(settings: Settings, out, say=print):
     stored = report.stored(model)
     dev = max(s for _, s in curve)
     found = score(model, task, tokenizer, settings) if task.metric else dev
-    size = save(Path(out) / given.file, model, **given.plain, score=found)
+    size = save(Path(out) / file, model, **given.plain, score=found)
     full = {"full_score": found, "relative": 1.0} if given.delta.name == "full" else {}
     return {
         "method": given.delta.name, "base": given.plain["base"], "task": given.task, "seed": given.seed,
@@ -71,8 +71,8 @@ def run(settings: Settings, out, say=print):
         "metric": task.metric or "probability", "score": found, "dev_score": dev,
         "frozen_score": frozen, "majority_score": task.majority, "full_score": None, "relative": None,
         "ms_per_step": ms_per_step, "peak_mb": memory["peak"], "memory_mb": memory, "curve": curve,
-        "seconds": time.time() - begin, "file": given.file, "settings": given.plain,
-        "content": given.key["content"], "where": given.where,
+        "seconds": time.time() - begin, "file": file, "settings": given.plain,
+        "content": content, "where": given.where,
     } | full
 
 

@@ -3,7 +3,8 @@
     content("gpt-s", None, LoRA)    -> {"base": "3f0c...", "model.py": "91ab...", ..., "methods/lora.py": "07de..."}
 
 Two results with equal settings and an equal content are the same result; names and paths prove nothing. Code
-is compared without comments, docstrings and blank lines. A file is read once, unless it is written meanwhile.
+is compared without comments, docstrings and blank lines. A file is read once a command: data and weights again
+if they are written meanwhile, code not, since what is edited while a command runs is not what runs.
 """
 
 import ast
@@ -42,14 +43,14 @@ def together(paths):
 def code(kind=None, measure=None):
     """{file: digest} of the core and data/, of a technique's file with what it imports, of a measurement's file."""
     files = [ROOT / name for name in CODE] + sorted((ROOT / "data").glob("*.py"))
-    found = {path.relative_to(ROOT).as_posix(): of_file(path, of_code) for path in files}
+    found = {path.relative_to(ROOT).as_posix(): of_code(path) for path in files}
     if kind is not None:
         for path in technique_files(Path(sys.modules[kind.__module__].__file__)):
-            found[f"methods/{path.name}"] = of_file(path, of_code)
+            found[f"methods/{path.name}"] = of_code(path)
     if measure is not None:
         path = Path(inspect.getsourcefile(inspect.unwrap(measure)))
         name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
-        found[name] = of_file(path, of_code)
+        found[name] = of_code(path)
     return found
 
 
@@ -60,29 +61,38 @@ def technique_files(path):
         path = waiting.pop()
         if path not in found and path.is_file():
             found.append(path)
-            waiting += [ROOT / "methods" / f"{node.module.split('.')[1]}.py" for node in ast.walk(ast.parse(text(path)))
-                        if isinstance(node, ast.ImportFrom) and node.module.startswith("methods.")]
+            waiting += [ROOT / "methods" / f"{name.split('.')[1]}.py" for name in imported(ast.parse(text(path)))
+                        if name.startswith("methods.")]
     return found
 
 
-def of_file(path, how=None):
-    """The digest of a file's bytes, or of what `how(path)` makes of them."""
+def imported(tree):
+    """The dotted names of all that a program imports: methods.prompt.SoftPrompt, torch, ..."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            yield from (start + each.name for each in node.names)
+
+
+def of_file(path):
+    """The digest of a file's bytes."""
     stat = path.stat()
-    return cached(path, stat.st_mtime_ns, stat.st_size, how)
+    return of_bytes(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=None)
-def cached(path, mtime, size, how):
-    return digest(path.read_bytes() if how is None else how(path).encode())
+def of_bytes(path, mtime, size):
+    return digest(path.read_bytes())
 
 
+@lru_cache(maxsize=None)
 def of_code(path):
-    """The program in a file as text, without comments, docstrings and blank lines."""
+    """The digest of the program in a file, without comments, docstrings and blank lines."""
     tree = ast.parse(text(path))
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-    return ast.dump(tree)
+    return digest(ast.dump(tree).encode())
 
 
 def text(path):

@@ -70,9 +70,10 @@ def lines(path, mtime, size):
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        found += [record] if isinstance(record, dict) else []
     return found
 
 
