@@ -126,8 +126,8 @@ class Prefix(Delta):
 
     def finish(self, model):
         """Drop the MLP: from here on the rows that it makes are the prefix. A second call changes nothing."""
-        if self.mlp:
-            for block in model.blocks:
+        for block in model.blocks:
+            if isinstance(block.attention.prefix, MadeByMLP):
                 block.attention.prefix = KeysValues(block.attention.prefix.rows().detach().clone())
 
     def merge(self, model):
