@@ -15,6 +15,7 @@ import argparse
 import copy
 import csv
 import io
+import shlex
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ COLUMNS = ("technique", "family", "trained", "%", "stored B", "score", "± sd", 
 PICTURES = "score-parameters.png", "score-steps.png"
 
 
-def table(runs, names, sweep=({},), **choice):
+def table(runs, names, sweep, **choice):
     """Rows (a dict a row, keys COLUMNS) of all comparisons; runs what has not been run."""
     full = runs.trial("full", **choice)
     goal = mean(scores(full))
@@ -55,7 +56,12 @@ def table(runs, names, sweep=({},), **choice):
 
 
 def plain_row(name, score, goal, spread=None, trained=0):
-    return {"technique": name, "trained": trained, "score": score, "± sd": spread, "of full": 100 * score / goal}
+    return {"technique": name, "trained": trained, "score": score, "± sd": spread, "of full": share(score, goal)}
+
+
+def share(score, goal):
+    """A score in percent of full fine-tuning's; None where that is 0."""
+    return 100 * score / goal if goal else None
 
 
 def row(name, records, full, cost=None):
@@ -65,22 +71,28 @@ def row(name, records, full, cost=None):
         "technique": name, "family": methods()[first["method"]].family, "trained": first["trained_params"],
         "%": 100 * first["trained_params"] / first["base_params"],
         "stored B": first["stored_bytes"], "score": mean(scores(records)), "± sd": sd(scores(records)),
-        "of full": 100 * mean(scores(records)) / goal, "ms/step": mean([r["ms_per_step"] for r in records]),
+        "of full": share(mean(scores(records)), goal), "ms/step": mean([r["ms_per_step"] for r in records]),
         "MB": first["peak_mb"], "to 90 %": steps_to(records, 0.9 * dev(full)),
         "latency": cost and cost["ratio"], "merged": cost and cost["merged_ratio"],
-        "command": command(first),
+        "command": command(first), "curve": mean_curve(records),
     }
+
+
+def mean_curve(records):
+    """[(step, dev score)], the mean over seeds."""
+    return [(points[0][0], mean([score for _, score in points])) for points in zip(*(r["curve"] for r in records))]
 
 
 def command(record):
     """The command that repeats a run."""
-    settings, words = settings_from(record), []
-    default, given = Settings(type(settings.delta)()).plain, settings.plain | settings.where
+    settings = settings_from(record)
+    default = Settings(type(settings.delta)(), base=settings.base).plain | {"base": Settings.base}
+    words, given = ["python", "train.py", "--method", record["method"]], settings.plain | settings.where
     for name, one in given.items():
-        if name not in ("method", "device") and one != default[name] and not (name == "task" and given["data"]):
-            flag = f"--{name}" if one else f"--no-{name}"
-            words.append(flag if isinstance(one, bool) else f"--{name} {one}")
-    return " ".join([f"python train.py --method {record['method']}", *words])
+        if one is None or one == default[name] or name == "device" or name == "task" and given["data"]:
+            continue
+        words += [f"--{name}" if one else f"--no-{name}"] if isinstance(one, bool) else [f"--{name}", str(one)]
+    return shlex.join(words)
 
 
 # ---- latency: forward time against the base's, side by side ----
@@ -133,7 +145,7 @@ def shown(name, value):
 def write_csv(rows, path):
     """Write the table; False if the file held just that already."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*COLUMNS, "command"], lineterminator="\n")
+    writer = csv.DictWriter(text, [*COLUMNS, "command"], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     new = not path.is_file() or path.read_text(encoding="utf-8") != text.getvalue()
@@ -141,7 +153,7 @@ def write_csv(rows, path):
     return new
 
 
-def draw(rows, records, folder):
+def draw(rows, folder):
     """Write score-parameters.png and score-steps.png; says where, or what to install."""
     try:
         figure, axes = pictures.figure()
@@ -154,9 +166,9 @@ def draw(rows, records, folder):
     axes.set(xscale="log", xlabel="trained parameters", ylabel="score in %", title="Score against trained parameters")
     pictures.save(figure, folder / PICTURES[0])
     figure, axes = pictures.figure()
-    for name, found in records.items():
-        steps = [step for step, _ in found[0]["curve"]]
-        axes.plot(steps, [mean([r["curve"][i][1] for r in found]) for i in range(len(steps))], label=name)
+    for one in rows:
+        if "curve" in one:
+            axes.plot(*zip(*one["curve"]), label=one["technique"])
     axes.set(xlabel="step", ylabel="dev score in %", title="Score against steps")
     axes.legend()
     pictures.save(figure, folder / PICTURES[1])
@@ -192,14 +204,11 @@ def main(argv):
     names, choice, out = args.methods.split(","), chosen(args, Settings), Path(args.out)
     if unknown := [name for name in names if name not in methods()]:
         raise ValueError(f"--methods {unknown[0]}: choose from {', '.join(methods())}")
-    runs = Runs(out, args.seeds)
-    rows = table(runs, names, sweep_values(args.sweep), **choice)
+    rows = table(Runs(out, args.seeds), names, sweep_values(args.sweep), **choice)
     print()
     show(rows)
     new = write_csv(rows, out / "compare.csv")
     print(f"\ntable: {out / 'compare.csv'}, with the command that repeats each row")
     if not new and (out / PICTURES[-1]).is_file():  # drawing takes longer than all the rest
         return print("pictures: as they were")
-    ended = {r["technique"] for r in rows if r["score"] != "diverged"} | {"full"}
-    curves = {} if args.sweep else {name: runs.trial(name, **choice) for name in [*names, "full"] if name in ended}
-    print(draw(rows, curves, out))
+    print(draw(rows, out))
