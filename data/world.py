@@ -287,7 +287,7 @@ def attributes(text):
     for first, second in zip(words, words[1:]):
         if first in FIRST and second in SECOND:
             found.setdefault("name", f"{first} {second}")
-    found |= {"food": word for word in words if word in CUISINES}
+    found |= {"food": word for word in words if word in CUISINES}  # noqa: B035, a text names one cuisine
     for key, phrases in (("price", PRICES), ("area", AREAS), ("children", CHILDREN)):
         for value, phrase in phrases.items():
             if phrase in text or f"{key} {value}" in text:

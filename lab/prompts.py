@@ -27,8 +27,9 @@ def in_front(example, words, config):
 
 @torch.no_grad()
 def mean_loss(model, task, examples, words, pad):
-    found = [in_front(e, words, model.config) for e in examples]
-    losses = [(tasks.loss(model, task, batch).item(), len(group)) for group, *batch in tasks.batches(found, 64, pad)]
+    found, device = [in_front(e, words, model.config) for e in examples], next(model.parameters()).device
+    losses = [(tasks.loss(model, task, [t.to(device) for t in batch]).item(), len(group))
+              for group, *batch in tasks.batches(found, 64, pad)]
     return sum(loss * n for loss, n in losses) / len(found)
 
 

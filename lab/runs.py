@@ -72,7 +72,8 @@ class Runs:
         @functools.wraps(measure)
         def now():
             self.allow(name)
-            self.say(f"measuring   {name} {' '.join(f'{k}={v}' for k, v in settings.items() if k != 'content')}")
+            shown = (f"{key}={settings[key]}" for key in ("base", "task", "seed", "method") if key in settings)
+            self.say(f"measuring   {name} {' '.join(shown)}".rstrip())
             return {"method": "measure"} | measure()
         return results.once(self.out, {"measure": name} | settings, now)
 

@@ -34,7 +34,7 @@ def folders(path, notes):
 def apart(model, merged, task, pad):
     """The largest difference of two models' logits on 64 examples."""
     worst = 0.0
-    for _, ids, keep, targets in tasks.batches(task.reported[:64], 32, pad):
+    for _, ids, keep, _ in tasks.batches(task.reported[:64], 32, pad):
         difference = (model(ids, keep) - merged(ids, keep)).abs()[keep]
         worst = max(worst, difference.max().item())
     return worst

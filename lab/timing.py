@@ -1,6 +1,7 @@
 """The one way to time something: side by side, in turns; bare times say more about the machine than about the code."""
 
 import time
+from statistics import median
 
 import torch
 
@@ -22,7 +23,3 @@ def side_by_side(functions, rounds=15):
     first = next(iter(times.values()))
     return ({name: 1000 * median(taken) for name, taken in times.items()},
             {name: median([t / base for t, base in zip(taken, first)]) for name, taken in times.items()})
-
-
-def median(values):
-    return sorted(values)[len(values) // 2]
