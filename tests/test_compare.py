@@ -1,111 +1,184 @@
-"""`eval.py compare` and `d90`: averages by hand, searches on curves that are known, and runs that outlive a kill."""
+"""`eval.py compare`: a row worked out by hand, a small comparison as it is typed, and one that is killed ten times."""
 
 import csv
 import json
-import math
 import random
-import signal
+import shlex
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-import train
-from lab import compare, d90, linear_probe, lowdata, results, trials
-from lab.trials import interval, mean, sd, settings, steps_to
+import pretend
+from data import tasks
+from data.bases import SHAPES
+from harness import results
+from harness.settings import arguments, settings_of, settings_typed
+from lab import compare, linear_probe, pictures
+from lab.runs import Runs
+from model import Transformer
+from tiny import GPT, stirred
 
 ROOT = Path(__file__).parents[1]
-SAME = "technique", "trained", "stored B", "score", "± sd", "of full", "to 90 %", "command"  # whatever the clock says
+CLOCK = "ms/step", "latency", "merged"  # the columns of a table that two equal commands may differ in
 
 
 @pytest.fixture(scope="module")
 def dishes(tmp_path_factory):
     """A task in two small files: what is soup and what is fish."""
-    folder = tmp_path_factory.mktemp("dishes")
+    folder = tmp_path_factory.mktemp("the dishes")
     for split, n in (("train", 16), ("dev", 8)):
         rows = [f"the {'soup' if i % 2 else 'fish'} of table {split} {i}\t{i % 2}" for i in range(n)]
         (folder / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
     return folder
 
 
-def record(dev, seed=0, **more):
-    return {"dev_score": dev, "score": dev, "majority_score": 50.0, "base_params": 5000, "seed": seed} | more
+def command(dishes, out, *words):
+    """The words of a small comparison on `dishes`."""
+    return ["--base", "gpt-xs", "--data", str(dishes), "--steps", "6", "--batch-size", "8", "--device", "cpu",
+            "--out", str(out), *words]
 
 
-# ---- numbers over seeds ----
-
-def test_mean_spread_and_interval_of_three_seeds():
-    assert (mean([90, 92, 97]), sd([90, 92, 97])) == (93.0, math.sqrt((9 + 1 + 16) / 2))
-    assert interval([90, 92, 97]) == pytest.approx(4.30 * math.sqrt(13) / math.sqrt(3))
-    assert sd([90]) == 0.0 and interval([90]) == math.inf            # one seed says nothing about the next
+def table(out):
+    with open(out / "compare.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def test_steps_to_a_target_is_the_first_look_that_met_it_in_every_seed():
-    fast, slow, never = ({"curve": curve} for curve in
-                         ([[10, 40], [20, 80], [30, 70]], [[10, 10], [20, 20], [30, 75]], [[10, 0], [20, 0], [30, 0]]))
-    assert steps_to([fast, slow], 75) == 25                          # 20 and 30
-    assert steps_to([fast, never], 75) is None
+def without_times(rows):
+    return [{name: cell for name, cell in row.items() if name not in CLOCK} for row in rows]
 
 
-def test_the_tuned_setting_is_the_one_that_dev_likes_best_on_average(monkeypatch):
-    scores = {(0.1, 0): 60, (0.1, 1): 62, (0.3, 0): 90, (0.3, 1): 20}
-    monkeypatch.setattr(trials, "trial", lambda method, seeds, out, say, lr: [record(scores[lr, s], s) for s in seeds])
-    assert [r["score"] for r in trials.tuned("lora", {"lr": [0.3, 0.1]}, seeds=(0, 1))] == [60, 62]
+# ---- a row by hand ----
+
+def of_run(curve, **more):
+    """A record with all that a row is made of."""
+    made = settings_of("lora", base="gpt-xs", rank=2, seed=more.get("seed", 0))
+    return pretend.record(max(score for _, score in curve), **more) | {
+        "curve": curve, "settings": made.plain, "where": made.where}
 
 
-def test_a_field_that_nobody_has_is_named():
-    with pytest.raises(ValueError, match="lora has no 'ranks'"):
-        settings("lora", ranks=4)
+def test_a_row_says_what_a_technique_reaches_what_it_costs_and_how_soon():
+    """Full reaches 80 on dev and 50 on test. 90 % is 72 on dev, after 20 and 40 steps; on test it would be 45."""
+    full = [of_run([[20, 80]], test=50.0), of_run([[20, 80]], test=50.0)]
+    lora = [of_run([[10, 50], [20, 75], [40, 70]], test=36.0),
+            of_run([[10, 60], [20, 70], [40, 72]], test=44.0, seed=1, ms_per_step=10.0)]
+    row = compare.row("my lora", lora, full, {"ratio": 1.5, "merged_ratio": None})
+    curve, line = row.pop("curve"), row.pop("command")
+    assert row == {
+        "technique": "my lora", "family": "reparameterisation", "trained": 250, "%": 5.0, "stored B": 1200,
+        "score": 40.0, "± sd": pytest.approx(32**0.5), "of full": 80.0, "ms/step": 9.0, "MB": 3.0,
+        "to 90 %": 30, "latency": 1.5, "merged": None}
+    assert curve == [(10, 55), (20, 72.5), (40, 71)]
+    assert line == "python train.py --method lora --rank 2 --base gpt-xs"
 
 
-# ---- the table ----
-
-@pytest.mark.parametrize("name, text, why", [
-    ("rank", "2.5", "rank=2.5: rank is a whole number"), ("lr", "fast", "lr=fast: lr is a number"),
-    ("norms", "perhaps", "norms=perhaps: norms is true or false"), ("delta", "lora", "'delta' is no field"),
-])
-def test_a_value_that_does_not_fit_its_field_is_named(name, text, why):
-    assert trials.value("rank", "8") == 8 and trials.value("lr", "8") == 8.0 and trials.value("targets", "8") == "8"
-    with pytest.raises(ValueError, match=why):
-        trials.value(name, text)
+def test_a_plain_row_has_a_score_and_no_cost():
+    assert compare.plain_row("frozen base", 20.0, 50.0) == {
+        "technique": "frozen base", "trained": 0, "score": 20.0, "± sd": None, "of full": 40.0}
+    assert compare.plain_row("frozen base", 20.0, 0.0)["of full"] is None, "where full fine-tuning scores nothing"
 
 
-@pytest.mark.parametrize("room, line, why", [
-    (d90, "--grid 4,x", "'x' is not a whole number"), (d90, "--rates 1e-3,fast", "invalid list of float"),
-    (lowdata, "--sizes 20,0", "'0' is not a whole number"), (compare, "--seeds 0", "'0' is not a whole number"),
-])
-def test_a_bad_list_ends_with_a_line_that_names_it(room, line, why, capsys):
-    with pytest.raises(SystemExit):
-        room.main(line.split())
-    assert why in capsys.readouterr().err
+def test_the_command_of_a_row_reads_back_as_the_same_run(dishes, tmp_path):
+    (tmp_path / "model").mkdir()
+    for method, choice in (
+            ("lora", {"rank": 1, "alpha": 0.0, "lr": 0.5, "seed": 3}), ("full", {"scratch": True, "base": "gpt-xs"}),
+            ("intrinsic", {"dim": 64, "per_layer": True, "examples": 50}), ("prefix", {"mlp": False, "steps": 7}),
+            ("bitfit", {"epochs": 2.5}), ("prompt", {"data": str(dishes), "dtype": "bfloat16"}),
+            ("lora", {"base": str(tmp_path / "model")}),
+            ("lora", {"base": str(tmp_path / "model"), "lr": settings_of("lora").lr})):
+        made = settings_of(method, **choice)
+        line = compare.command({"method": method, "settings": made.plain, "where": made.where})
+        assert line.startswith(f"python train.py --method {method}")
+        typed = settings_typed(arguments(shlex.split(line)[2:])[1])
+        assert typed.plain == made.plain and typed.where == made.where, line
 
+
+# ---- the rows that train nothing in the base ----
+
+def test_a_linear_probe_finds_the_direction_that_tells_the_classes_apart():
+    x = torch.tensor([[1.0, 5.0], [-1.0, 5.0], [2.0, 5.0], [-2.0, 5.0]])      # only the first column differs
+    layer = linear_probe.fit(x, torch.tensor([1, 0, 1, 0]), 2, penalty=1e-3)
+    assert layer(x).argmax(dim=1).tolist() == [1, 0, 1, 0]
+    first, second = (layer.weight[1] - layer.weight[0]).tolist()
+    assert first > 1 and abs(second) < 1e-2
+    closer = linear_probe.fit(x, torch.tensor([1, 0, 1, 0]), 2, penalty=1.0)
+    assert closer.weight.norm() < layer.weight.norm() / 2, "a larger penalty, smaller weights"
+
+
+def test_a_linear_probe_reads_the_states_at_the_targets():
+    """Three texts of 3, 4 and 2 tokens with the label words 5 and 6; the states come in the order of lengths."""
+    model = stirred(GPT)
+    texts = [[3, 1, 4], [1, 5, 9, 2], [6, 5]]
+    rows = [tasks.Example(ids, tasks.only(word, len(ids) - 1, len(ids)), "", []) for ids, word in zip(texts, (6, 5, 6))]
+    head = model.head
+    found, labels = linear_probe.states(model, tasks.Task("", [], [], [], labels=["a", "b"], words=[5, 6]), rows, 0)
+    assert labels.tolist() == [1, 1, 0] and model.head is head
+    for state, ids in zip(found, ([6, 5], [3, 1, 4], [1, 5, 9, 2])):
+        torch.testing.assert_close(head(state), model(torch.tensor([ids]))[0, -1], rtol=0, atol=1e-8)
+
+
+def test_dev_picks_the_penalty_of_a_linear_probe_and_test_is_its_score(monkeypatch, few_examples):
+    found = {1e-4: (60, 90), 1e-3: (80, 30), 1e-2: (80, 40), 1e-1: (70, 95)}
+
+    def fit(x, y, classes, penalty):
+        layer = torch.nn.Linear(x.shape[1], classes)
+        layer.penalty = penalty
+        return layer
+    monkeypatch.setattr(linear_probe, "fit", fit)
+    monkeypatch.setattr(linear_probe, "accuracy",
+                        lambda layer, model, task, examples, *_: found[layer.penalty][examples is task.test])
+    settings = settings_of("full", base="gpt-xs", examples=8, device="cpu")
+    assert linear_probe.fitted(settings) == {"score": 30, "dev_score": 80, "delta_params": 4 * (48 + 1)}
+
+
+# ---- latency ----
+
+def test_latency_is_a_forward_pass_over_the_bases(monkeypatch, few_examples, tmp_path):
+    """The clock of this machine advances by a model's parameters in every pass: LoRA's are gone once it is merged."""
+    clock, forward = [0], Transformer.forward
+
+    def slow(model, *inputs, **named):
+        clock[0] += sum(p.numel() for p in model.parameters())
+        return forward(model, *inputs, **named)
+    monkeypatch.setattr(Transformer, "forward", slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    base = sum(p.numel() for p in Transformer(SHAPES["gpt-xs"]).parameters())
+    for method, choice, merged in (("lora", {"rank": 3}, 1.0), ("prompt", {"length": 5}, None)):
+        made = settings_of(method, base="gpt-xs", task="sentiment", examples=2, device="cpu", **choice)
+        record = {"settings": made.plain, "where": made.where}
+        found = compare.latency(Runs(tmp_path, say=str), record)
+        larger = base + made.delta.formula(SHAPES["gpt-xs"])
+        assert (found["ratio"], found["merged_ratio"]) == (pytest.approx(larger / base, rel=1e-12), merged)
+
+
+# ---- the command ----
 
 def test_a_sweep_is_every_combination_of_its_values():
     assert compare.sweep_values(["lr=1e-3,1e-2", "rank=4"]) == [{"lr": 0.001, "rank": 4}, {"lr": 0.01, "rank": 4}]
     assert compare.sweep_values(["only=query", "per_layer=true"]) == [{"only": "query", "per_layer": True}]
     assert compare.sweep_values(["targets=key;query,value"]) == [{"targets": "key"}, {"targets": "query,value"}]
     assert compare.sweep_values([]) == [{}]
-    with pytest.raises(ValueError, match="field=value"):
-        compare.sweep_values(["lr"])
 
 
-@pytest.mark.parametrize("method, choice", [
-    ("lora", {"rank": 1, "lr": 0.5, "seed": 3}), ("full", {"scratch": True, "base": "gpt-xs"}),
-    ("intrinsic", {"dim": 64, "per_layer": True, "examples": 50}), ("prefix", {"mlp": False, "steps": 7})])
-def test_the_command_of_a_row_reads_back_as_the_same_run(method, choice):
-    made = settings(method, **choice)
-    words = compare.command({"method": method, "settings": made.key}).split()
-    assert words[:2] == ["python", "train.py"]
-    _, args, kinds = train.arguments(words[2:])
-    assert train.settings_from(args, kinds[method]).key == made.key
+def test_what_cannot_be_compared_is_named(capsys):
+    for words, why in ((["--sweep", "lr"], "--sweep lr: write field=value"),
+                       (["--sweep", "rank=2.5"], "rank=2.5: rank is a whole number"),
+                       (["--methods", "lora,magic"], "--methods magic: choose from full, ")):
+        with pytest.raises(ValueError, match=why):
+            compare.main(words)
+    with pytest.raises(SystemExit):
+        compare.main(["--seeds", "0"])
+    assert "'0' is not a whole number" in capsys.readouterr().err
 
 
-def test_every_row_stands_beside_full_fine_tuning(dishes, tmp_path, capsys):
-    line = f"--base gpt-xs --data {dishes} --methods lora,prompt --seeds 2 --steps 6 --batch-size 8 --out {tmp_path}"
-    compare.main(line.split())
+def test_every_technique_stands_beside_full_fine_tuning(dishes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare, "draw", lambda rows, folder: "")
+    words = command(dishes, tmp_path, "--methods", "lora,prompt", "--seeds", "2")
+    compare.main(words)
     rows = table(tmp_path)
     assert [row["technique"] for row in rows] == ["majority class", "frozen base", "linear probe", "from scratch",
                                                   "lora", "prompt", "full fine-tuning"]
@@ -113,151 +186,104 @@ def test_every_row_stands_beside_full_fine_tuning(dishes, tmp_path, capsys):
     full = float(by_name["full fine-tuning"]["score"])
     for name, row in by_name.items():
         assert float(row["of full"]) == pytest.approx(100 * float(row["score"]) / full), name
-    assert by_name["majority class"]["score"] == "50.0"
-    assert by_name["lora"]["merged"] and not by_name["prompt"]["merged"]      # only one of them can be merged
-    known = (tmp_path / "results.jsonl").read_text()
-    assert len(known.splitlines()) == 2 * 5 + 2                               # runs and probes; two latencies
+    assert by_name["majority class"]["score"] == "50.0" and by_name["linear probe"]["trained"] == str(2 * 49)
+    assert "--scratch" in by_name["from scratch"]["command"]
+    assert by_name["lora"]["merged"] and not by_name["prompt"]["merged"], "only one of the two can be merged"
+    assert by_name["full fine-tuning"]["latency"] == ""
+    kept = results.read(tmp_path)
+    assert len(kept) == 2 * 4 + 2 + 2, "four rows of two runs, two probes, two latencies"
     capsys.readouterr()
-    compare.main(line.split())                                                # the second time nothing is run
-    assert (tmp_path / "results.jsonl").read_text() == known and table(tmp_path) == rows
-    assert "s\n" not in capsys.readouterr().out.split("technique")[0]         # no line of a new run
+    compare.main(words)
+    assert results.read(tmp_path) == kept and table(tmp_path) == rows
+    assert capsys.readouterr().out.startswith("\ntechnique"), "nothing has been run a second time"
 
 
-def table(out):
-    with open(Path(out) / "compare.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_a_linear_probe_reads_off_what_a_state_says_and_no_more():
-    x = torch.tensor([[1.0, 5.0], [-1.0, 5.0], [2.0, 5.0], [-2.0, 5.0]])      # only the first number differs
-    layer = linear_probe.fit(x, torch.tensor([1, 0, 1, 0]), 2, penalty=1e-3)
-    assert layer(x).argmax(dim=1).tolist() == [1, 0, 1, 0]
-    first, second = (layer.weight[1] - layer.weight[0]).tolist()
-    assert first > 1 and abs(second) < 1e-2
-
-
-def test_few_examples_are_compared_seed_by_seed():
-    """The seeds differ by 20 points, the two methods by 2 in every seed: paired, the interval is zero."""
-    found = {("prefix", 20): [record(52), record(72)], ("full", 20): [record(50), record(70)]}
-    assert lowdata.difference(found, 20) == (2.0, 0.0)
-
-
-# ---- d90 ----
-
-GRID = 4, 8, 16, 32, 64
-
-
-@pytest.mark.parametrize("curve, found", [
-    ((10, 20, 85, 95, 95), (16, 32)),     # the bracket: 16 is too few, 32 is enough
-    ((95, 95, 95, 95, 95), (None, 4)),    # the smallest d of the grid is enough
-    ((10, 20, 30, 40, 50), (64, None)),   # the largest is not
-    ((10, 20, 30, 40, 95), (32, 64)),
-    ((10, 20, 95, 40, 95), (32, 64)),     # 16 was luck: the next larger d does not meet the target
-])
-def test_the_bracket_of_d90(curve, found):
-    assert d90.bracket(dict(zip(GRID, curve)).get, 90, GRID) == found
-
-
-def test_the_search_halves_the_grid():
-    asked = []
-    assert d90.bracket(lambda d: asked.append(d) or d / 10, 90, d90.GRID) == (512, 1024)
-    assert asked == [128, 1024, 256, 512, 2048]  # the last because the next larger d has to meet the target too
-
-
-def test_the_target_of_d90_and_the_one_above_chance(monkeypatch):
-    """Full 80, chance 50: 90 % of full is 72, nine tenths of the way up from chance is 77."""
-    scores = {8: 60.0, 16: 70.0, 32: 75.0, 64: 79.0}
-
-    def trial(method, seeds, out, say, dim=None, lr=None, **choice):
-        assert method == "full" or choice["projection_seed"] == seeds[0]      # a seed draws the subspace too
-        score = 80.0 if method == "full" else scores.get(dim, 50.0) - (5 if lr == 1e-2 else 0)
-        return [record(score, seed) for seed in seeds]
-
-    monkeypatch.setattr(d90, "trial", trial)
-    found = d90.measure(seeds=(0, 1), grid=GRID, rates=(3e-3, 1e-2), say=None)
-    assert found["targets"] == {"raw": 72.0, "above chance": 77.0}
-    assert found["brackets"] == {"raw": (16, 32), "above chance": (32, 64)}
-    assert found["curve"][32] == (75.0, 0.0)                                  # at the better of the two rates
-
-
-# ---- what the command line hands on ----
-
-def test_d90_hands_on_the_rising_grid_the_rates_and_a_thousand_examples(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(d90, "measure", lambda seeds, out, **choice: asked.append((seeds, choice)))
-    monkeypatch.setattr(d90, "show", lambda name, found: None)
-    monkeypatch.setattr(d90, "picture", lambda found, folder: "")
-    d90.main(f"--bases gpt-xs,gpt-s --grid 64,8,16 --rates 0.5 --per-layer --seeds 2 --out {tmp_path}".split())
-    d90.main(f"--examples 50 --projection dense --out {tmp_path}".split())
-    d90.main(f"--data {tmp_path} --out {tmp_path}".split())
-    (seeds, small), (_, large), (_, other), (_, own) = asked
-    assert list(seeds) == [0, 1] and (small["base"], large["base"]) == ("gpt-xs", "gpt-s")
-    assert small == {"grid": [8, 16, 64], "rates": [0.5], "per_layer": True, "projection": "fastfood",
-                     "base": "gpt-xs", "task": "rating", "examples": 1000}
-    assert other["grid"] == list(d90.GRID) and other["rates"] == d90.RATES and not other["per_layer"]
-    assert (other["examples"], other["projection"]) == (50, "dense")
-    assert own["examples"] is None and own["data"] == str(tmp_path) and "task" not in own
-
-
-def test_lowdata_hands_on_the_sizes_and_describes_unless_told_otherwise(monkeypatch):
-    asked = []
-
-    def table(names, sizes, seeds, out, **choice):
-        asked.append((names, sizes, choice))
-        return {(name, n): [record(50.0, seed) for seed in seeds] for name in names for n in sizes}
-
-    monkeypatch.setattr(lowdata, "table", table)
-    lowdata.main(["--sizes", "5,7", "--methods", "lora"])
-    lowdata.main(["--task", "rating"])
-    assert asked == [(["lora"], [5, 7], {"task": "describe"}),
-                     (["prefix", "full"], lowdata.SIZES, {"task": "rating"})]
+def test_a_sweep_has_a_row_and_a_curve_for_every_value_and_diverged_where_there_is_no_score(dishes, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="pip install -r requirements-extra.txt")
+    words = command(dishes, tmp_path, "--methods", "bitfit", "--seeds", "1", "--sweep", "lr=1e-3,1e30")
+    drawn = []
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("error")
+        patch.setattr(pictures, "save", lambda figure, path: drawn.append((path.name, figure.axes[0])))
+        compare.main(words)
+    rows = {row["technique"]: row for row in table(tmp_path)}
+    assert rows["bitfit lr=1e+30"]["score"] == "diverged" and float(rows["bitfit lr=0.001"]["score"]) >= 0
+    (first, dots), (second, curves) = drawn
+    assert (first, second) == compare.PICTURES
+    trained = ["linear probe", "from scratch", "bitfit lr=0.001", "full fine-tuning"]
+    assert [text.get_text() for text in dots.texts] == trained
+    assert [text.get_text() for text in curves.get_legend().texts] == trained[1:]
 
 
 def test_pictures_are_drawn_again_only_for_another_table(monkeypatch, tmp_path, capsys):
-    def draw(rows, records, folder):
-        drawn.append(rows)
-        (folder / compare.PICTURES[-1]).write_text("a picture")
+    def draw(rows, folder):
+        (folder / compare.PICTURES[-1]).write_bytes(b"a picture")
         return "pictures: new"
 
-    drawn, row = [], {"technique": "lora", "score": 50.0}
-    monkeypatch.setattr(compare, "table", lambda *_, **__: [row])
-    monkeypatch.setattr(compare, "trial", lambda *_, **__: [])
-    monkeypatch.setattr(compare, "pictures", draw)
-    for score, number in ((50.0, 1), (50.0, 1), (60.0, 2)):
-        row["score"] = score
+    def last_line(score):
+        monkeypatch.setattr(compare, "table", lambda *_, **__: [{"technique": "lora", "score": score}])
         compare.main(["--out", str(tmp_path)])
-        assert len(drawn) == number
+        return capsys.readouterr().out.splitlines()[-1]
+    monkeypatch.setattr(compare, "draw", draw)
+    assert [last_line(score) for score in (50.0, 50.0, 60.0)] == ["pictures: new", "pictures: as they were",
+                                                                  "pictures: new"]
     (tmp_path / compare.PICTURES[-1]).unlink()
-    compare.main(["--out", str(tmp_path)])
-    assert len(drawn) == 3
-    assert capsys.readouterr().out.count("pictures: as they were") == 1
+    assert last_line(60.0) == "pictures: new"
 
 
 # ---- kills ----
 
-@pytest.mark.slow
-def test_a_comparison_killed_ten_times_ends_as_if_it_had_not_been(dishes, tmp_path):
-    """No finished run is lost, none is there twice, every score is the same bit for bit: about a minute."""
-    def start(out):
-        words = f"compare --base gpt-xs --data {dishes} --seeds 3 --steps 40 --device cpu --out {out}"
-        return subprocess.Popen([sys.executable, "eval.py", *words.split()], cwd=ROOT, stdout=subprocess.DEVNULL)
+def same_as_if_it_had_not_been(whole, torn):
+    """The same table, the same records with the same scores, each of them once."""
+    assert without_times(table(whole)) == without_times(table(torn))
+    scores = [sorted((json.dumps(r["settings"]), r.get("score")) for r in results.read(out) if "settings" in r)
+              for out in (whole, torn)]
+    assert scores[0] == scores[1]
 
-    def runs(out):
-        return len(results.read(out))
+
+def test_a_comparison_killed_ten_times_ends_as_if_it_had_not_been(dishes, tmp_path, monkeypatch):
+    """Each kill comes at a random training step, and tears the line that is being written."""
+    def compare_to(out):
+        compare.main(command(dishes, out, "--methods", "lora", "--seeds", "2"))
+
+    def loss(*inputs):
+        steps[0] -= 1
+        if steps[0] == 0:
+            raise KeyboardInterrupt
+        return real(*inputs)
+
+    monkeypatch.setattr(compare, "draw", lambda rows, folder: "")
+    real, rng, steps = tasks.loss, random.Random(0), [0]
+    monkeypatch.setattr(tasks, "loss", loss)
+    compare_to(tmp_path / "whole")
+    for _ in range(10):
+        steps[0] = rng.randint(1, 10)  # a run has six
+        with pytest.raises(KeyboardInterrupt):
+            compare_to(tmp_path / "torn")
+        (tmp_path / "torn").mkdir(exist_ok=True)
+        with open(tmp_path / "torn" / "results.jsonl", "a", encoding="utf-8") as file:
+            file.write('{"method": "lora", "sco')
+    assert 0 < len(results.read(tmp_path / "torn")) < len(results.read(tmp_path / "whole"))
+    compare_to(tmp_path / "torn")
+    same_as_if_it_had_not_been(tmp_path / "whole", tmp_path / "torn")
+
+
+@pytest.mark.slow
+def test_a_comparison_in_a_process_killed_ten_times_ends_as_if_it_had_not_been(dishes, tmp_path):
+    """The same with real kills, all techniques: about a minute."""
+    def start(out):
+        words = command(dishes, out, "--seeds", "3", "--steps", "40")
+        return subprocess.Popen([sys.executable, "eval.py", "compare", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
 
     whole, torn, rng = tmp_path / "whole", tmp_path / "torn", random.Random(0)
     assert start(whole).wait() == 0
     for kill in range(10):
-        process, known = start(torn), runs(torn)
-        while runs(torn) == known and process.poll() is None:  # the first new run, and then some time into the next
+        process, known = start(torn), len(results.read(torn))
+        while len(results.read(torn)) == known and process.poll() is None:  # one new run, and a part of the next
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.6))
         assert process.poll() is None, f"finished before kill {kill}"
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     assert start(torn).wait() == 0
-    found = [{json.dumps(r["settings"]): r.get("score") for r in results.read(out)} for out in (whole, torn)]
-    assert found[0] == found[1]
-    assert len(results.read(torn)) == len(found[1]) == len(results.read(whole))
-    wanted, got = ([{name: row[name] for name in SAME} for row in table(out)] for out in (whole, torn))
-    assert wanted == got
+    same_as_if_it_had_not_been(whole, torn)
