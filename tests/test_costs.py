@@ -1,24 +1,30 @@
 """What a count means in bytes and FLOPs, on paper-sized numbers; and what eval.py costs prints."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 import torch
+from tiny import GPT
 from torch.utils.flop_counter import FlopCounterMode
 
-from deltas import attach, methods
+from deltas import attach, matrix_entries
 from lab import costs
+from lab.sizes import SIZES
 from methods.adapter import Adapter
+from methods.bitfit import BitFit
 from methods.full import Full
 from methods.intrinsic import Intrinsic
 from methods.last_layer import LastLayer
 from methods.lora import LoRA
 from methods.prefix import Prefix
 from methods.prompt import Prompt
-from model import Config, Transformer
+from model import Transformer
 
-TINY = Config(vocab_size=17, n_ctx=16, d_model=12, n_layer=3, n_head=3, d_ff=20, lm_head="none")
+THREE = replace(GPT, n_layer=3, lm_head="none")  # its matrices have 3 (4 x 12 x 12 + 2 x 12 x 20) = 3168 entries
 
+
+# ---- bytes ----
 
 def test_the_memory_of_ten_weights_of_which_two_are_trained():
     assert costs.training_memory(10, 2, "fp32") == {"weights": 40, "gradients": 8, "optimizer": 16}
@@ -26,76 +32,17 @@ def test_the_memory_of_ten_weights_of_which_two_are_trained():
     assert costs.training_memory(10, 2, "bf16") == {"weights": 20, "gradients": 4, "optimizer": 8}
 
 
-def test_full_fine_tuning_takes_sixteen_bytes_a_weight_and_a_delta_four_and_twelve():
-    D, T = 1000, 7
-    assert sum(costs.training_memory(D, D, "fp32").values()) == 16 * D
-    assert sum(costs.training_memory(D, D, "mixed").values()) == 16 * D
-    assert sum(costs.training_memory(D, T, "fp32").values()) == 4 * D + 12 * T
-
-
-def test_gpt3_is_350_gigabytes_a_task_and_its_lora_38_megabytes():
-    lora = LoRA(rank=4).formula(costs.size("gpt3-175b"))
-    assert lora == 18_874_368 and costs.stored_bytes(lora) == 37_748_736
-    base = Full().formula(costs.size("gpt3-175b"))
-    assert (costs.stored_bytes(base), costs.stored_bytes(base, 32)) == (349_208_518_656, 698_417_037_312)
-
-
-def test_a_card_of_80_gigabytes_trains_five_billion_weights_or_carries_forty():
+def test_full_fine_tuning_takes_sixteen_bytes_a_weight_and_a_card_of_80_gb_holds_five_billion_of_them():
+    assert sum(costs.training_memory(1000, 1000, "fp32").values()) == 16 * 1000
+    assert sum(costs.training_memory(1000, 1000, "mixed").values()) == 16 * 1000
     assert costs.largest(80, "fp32", full=True) == 5e9
     assert costs.largest(80, "bf16", full=False) == 40e9
-    assert 16 * 10e9 > 80e9  # ten billion parameters, fully tuned with Adam, are 160 GB before any activation
 
 
-def measured_flops(delta, text=5, batch=2):
-    """FLOPs of one forward and one backward of the real code, without attention's scores: (forward, both)."""
-    model = attach(delta, Transformer(TINY))
-    ids = torch.zeros(batch, text, dtype=torch.long)
-    counter = FlopCounterMode(display=False)
-    with counter:
-        out = model(ids)
-        forward = counter.get_total_flops()
-        out.sum().backward()
-    scores = 4 * batch * text * text * TINY.d_model * TINY.n_layer  # two products of 2 T T d
-    return (forward - scores) / (batch * text), (counter.get_total_flops() - 3 * scores) / (batch * text)
-
-
-def test_the_flops_of_full_fine_tuning_are_two_and_six_n():
-    n = 3 * (4 * 12 * 12 + 2 * 12 * 20)
-    assert costs.flops_per_token(TINY, Full()) == {"forward": 2 * n, "training": 6 * n}
-    assert measured_flops(Full()) == (2 * n, 6 * n)
-
-
-def test_the_flops_of_an_adapter_are_four_n_and_its_own():
-    flops, n = costs.flops_per_token(TINY, Adapter(2)), 3 * (4 * 12 * 12 + 2 * 12 * 20)
-    own = 3 * 2 * (2 * 12 * 2)  # blocks, places, two matrices of 12 x 2
-    assert flops == {"forward": 2 * n + 2 * own, "training": 4 * n + 6 * own}
-    forward, both = measured_flops(Adapter(2))
-    assert forward == flops["forward"]
-    # In the lowest block attention's backward is saved, since nothing below or in it is trained but the norm.
-    assert flops["training"] - 6 * n / 3 <= both <= flops["training"]
-
-
-@pytest.mark.parametrize("delta", [LoRA(rank=2), LastLayer(k=2)], ids=["lora", "last_layer"])
-def test_the_flops_of_training_are_the_formula_less_a_part_of_the_lowest_trained_block(delta):
-    formula = costs.flops_per_token(TINY, delta)["training"]
-    _, both = measured_flops(delta)
-    assert formula - costs.flops_per_token(TINY, Full())["training"] / 3 <= both <= formula
-
-
-def test_training_a_delta_saves_a_third_of_the_flops_and_the_last_quarter_half():
-    config = costs.size("gpt2-medium")
-    full = costs.flops_per_token(config, Full())["training"]
-    assert 0.666 < costs.flops_per_token(config, LoRA(rank=4))["training"] / full < 0.68
-    assert costs.flops_per_token(config, LastLayer(k=6))["training"] / full == 0.5
-
-
-def test_lora_costs_nothing_once_merged_and_a_prompt_is_read_by_every_layer():
-    config = costs.size("gpt2")
-    base = costs.flops_per_token(config, Full())["forward"]
-    assert costs.flops_per_token(config, LoRA(rank=8))["forward"] == base
-    assert costs.flops_per_token(config, Prompt(length=50), text=200)["forward"] == 1.25 * base
-    assert costs.flops_per_token(config, Prefix(length=10))["forward"] == base + 2 * 184_320
-    assert costs.flops_per_token(config, Adapter(64))["forward"] / base - 1 == pytest.approx(64 / (3 * 768))
+def test_the_lora_of_gpt3_is_stored_in_38_megabytes_and_gpt3_in_349_gigabytes():
+    assert costs.stored_bytes(LoRA(rank=4).formula(SIZES["gpt3-175b"])) == 37_748_736
+    base = Full().formula(SIZES["gpt3-175b"])
+    assert (costs.stored_bytes(base), costs.stored_bytes(base, 32)) == (349_208_518_656, 698_417_037_312)
 
 
 def test_a_dense_projection_is_out_of_reach_where_fastfood_is_not():
@@ -106,17 +53,65 @@ def test_a_dense_projection_is_out_of_reach_where_fastfood_is_not():
 
 def test_intrinsic_is_small_on_disk_and_larger_than_full_fine_tuning_in_memory():
     row = costs.row("gpt2", Intrinsic(dim=1000))
-    D = 124_439_808
+    D, blocks = 124_439_808, 121_524  # of 1024
     assert row["stored_fp32"] == 4000
-    blocks = -(-D // 1024)
     assert row["memory_fp32"] == 4 * (D + 1000) + 12 * 1000 + 2 * 4 * D + 7 * 1024 * blocks
+    assert row["memory_bf16"] == 2 * (D + 1000) + 6 * 1000 + 2 * 2 * D + 7 * 1024 * blocks
+
+
+def test_the_memory_of_any_other_delta_is_the_base_and_twelve_bytes_more_for_each_of_its_parameters():
+    row = costs.row("gpt2", LoRA(rank=8))
+    assert row["memory_fp32"] == 4 * (124_439_808 + 294_912) + 12 * 294_912
 
 
 def test_a_prefix_is_trained_with_its_mlp_and_stored_without():
     row = costs.row("gpt2", Prefix(length=10, hidden=512))
-    assert row["stored"] == row["stored_formula"] == 2 * 12 * 10 * 768
+    assert row["stored"] == row["stored_formula"] == 184_320 and row["stored_fp16"] == 368_640
     assert row["trained"] == row["formula"] == 10 * 768 + 768 * 512 + 512 + 2 * 12 * 768 * 513
 
+
+# ---- FLOPs ----
+
+def measured_flops(delta, text, soft):
+    """FLOPs of one forward and one backward, counted by PyTorch, less the scores of attention: (forward, both)."""
+    model, batch = attach(delta, Transformer(THREE)), 2
+    counter = FlopCounterMode(display=False)
+    with counter:
+        out = model(torch.zeros(batch, text, dtype=torch.long))
+        forward = counter.get_total_flops()
+        out.sum().backward()
+    scores = 3 * 4 * batch * (soft + text) ** 2 * 12  # in every block, two products of 2 T T d
+    return (forward - scores) / (batch * text), (counter.get_total_flops() - 3 * scores) / (batch * text)
+
+
+@pytest.mark.parametrize("delta, soft, unmerged, saved", [
+    (Full(), 0, 0, 0),
+    (BitFit(), 0, 0, 0),
+    (LastLayer(k=2), 0, 0, 2 * 240),            # the scores of the one frozen block
+    (LoRA(rank=2), 0, 2 * 288, 864 + 96 + 120),  # gradients of what enters query, key, value; both A; of the keys
+    (Adapter(2), 0, 0, 0),
+    (Prompt(length=3), 3, 0, 0),
+    (Prefix(length=3, mlp=False), 0, 0, 864 + 192),  # gradients of what enters query, key, value; of the queries
+], ids=lambda x: getattr(x, "name", ""))
+def test_the_flops_of_a_technique_are_those_of_its_code(delta, soft, unmerged, saved):
+    """Training saves a little more than the formula says: the lowest trained block hands no gradient on."""
+    forward, training = delta.flops(THREE, text=5)
+    assert measured_flops(delta, 5, soft) == pytest.approx((forward + unmerged, training - saved), rel=1e-12)
+
+
+def test_in_intrinsic_each_token_costs_what_it_costs_in_full_fine_tuning():
+    assert Intrinsic(dim=50).flops(THREE, 5) == Full().flops(THREE, 5) == (2 * 3168, 6 * 3168)
+    assert matrix_entries(THREE) == 3168
+
+
+def test_training_a_delta_saves_a_third_of_the_flops_and_training_the_last_quarter_half():
+    config = SIZES["gpt2-medium"]
+    _, full = Full().flops(config, 512)
+    assert 0.666 < LoRA(rank=4).flops(config, 512)[1] / full < 0.68
+    assert LastLayer(k=6).flops(config, 512)[1] / full == 0.5
+
+
+# ---- the command ----
 
 def test_an_unknown_model_or_field_is_named_with_what_would_be_right():
     with pytest.raises(ValueError, match="'gpt5': choose from gpt2"):
@@ -126,22 +121,24 @@ def test_an_unknown_model_or_field_is_named_with_what_would_be_right():
 
 
 def test_the_command_prints_and_writes_what_was_asked_for(tmp_path, capsys):
-    costs.main(["--model", "gpt2", "--method", "full", "lora", "--set", "rank=8", "--card", "2", "--csv",
+    costs.main(["--model", "gpt2", "--method", "full", "lora", "--set", "rank=8", "--card", "1", "--csv",
                 str(tmp_path / "costs.csv")])
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 110
-    assert "124,439,808 parameters" in printed and "agrees" in printed and "DIFFERS" not in printed
-    full, lora = csv.DictReader(open(tmp_path / "costs.csv", encoding="utf-8"))
+    assert "124,439,808 parameters, a copy 248.9 MB in 16 bits, 497.8 MB in 32" in printed
+    assert printed.count("agrees") == 2 and "DIFFERS" not in printed
+    with open(tmp_path / "costs.csv", encoding="utf-8") as file:
+        full, lora = csv.DictReader(file)
     assert lora["trained"] == lora["formula"] == "294912" and lora["settings"] == ""
     assert int(full["memory_fp32"]) == 16 * 124_439_808
-    line = [line for line in printed.splitlines() if line.startswith("lora")][1]
-    assert line.split()[-1] == "three" or line.endswith("all three")  # 0.5 GB fits on 2
+    full, lora = ([line.split() for line in printed.splitlines() if line.startswith(name)][1]
+                  for name in ("full", "lora"))
+    assert full == "full 2.0 GB 2.0 GB 995.5 MB 169.9 MF 509.6 MF 1.00 bf16".split()  # what fits on 1 GB
+    assert lora == "lora 502.5 MB 253.9 MB 252.4 MB 169.9 MF 341.5 MF 0.67 all three".split()
+    assert "gpt2 497.8 GB 248.9 GF 871.1 MB 2.5 G" in " ".join(printed.split())  # P z, dense and by Fastfood
 
 
-def test_every_method_has_a_setting_at_real_size():
-    for name, kind in methods().items():
-        row = costs.row("gpt2", costs.chosen(kind, {}))
-        assert row["method"] == name and row["trained"] == row["formula"] and row["stored"] == row["stored_formula"]
-        assert row["settings"] == " ".join(f"{field}={n}" for field, n in costs.PAPERS.get(name, {}).items())
-    assert costs.chosen(LoRA, {}).rank == 4                                   # Hu et al.; our default is 8
-    assert costs.chosen(LoRA, {"rank": 16}).rank == 16
+def test_a_technique_stands_in_its_papers_setting_unless_told_otherwise():
+    assert costs.in_paper(LoRA, {}) == LoRA(rank=4)                            # Hu et al.; our default is 8
+    assert costs.in_paper(LoRA, {"rank": 16, "length": 3}) == LoRA(rank=16)    # length is no field of LoRA
+    assert costs.settings(LoRA(rank=4, targets="value")) == "rank=4 targets=value"

@@ -22,13 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from deltas import attach, trainable  # noqa: E402
 from fastfood import Dense, Fastfood, butterfly, hadamard, next_pow2  # noqa: E402
-from methods.full import Full  # noqa: E402
+from lab.sizes import MINILM  # noqa: E402
+from methods.full import Full, base_size  # noqa: E402
 from methods.intrinsic import Intrinsic  # noqa: E402
-from model import Config, Transformer  # noqa: E402
-
-D_MINILM = 22_713_216
-MINILM = Config(vocab_size=30522, n_ctx=512, d_model=384, n_layer=6, n_head=12, d_ff=1536, causal=False,
-                norm_first=False, activation="gelu", eps=1e-12, n_types=2, lm_head="none", pooler=True)
+from model import Transformer  # noqa: E402
 
 
 class Usual(torch.nn.Module):
@@ -114,7 +111,7 @@ def transforms(rows=4096, n=1024):
     compare(f"hadamard, {rows} x {n}, butterfly()", "ns", definition * each, ours * each)
 
 
-def projections(d=1000, D=D_MINILM):
+def projections(d=1000, D=base_size(MINILM)):
     ours_mb = extra_mb(lambda: there_and_back(Fastfood(d, D)))
     usual_mb = extra_mb(lambda: there_and_back(Usual(d, D)))
     usual, padded, ours = seconds(3, *(there_and_back(p) for p in
