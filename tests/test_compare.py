@@ -100,6 +100,7 @@ def test_the_command_of_a_row_reads_back_as_the_same_run(dishes, tmp_path):
 # ---- the rows that train nothing in the base ----
 
 def test_a_linear_probe_finds_the_direction_that_tells_the_classes_apart():
+    torch.manual_seed(0)
     x = torch.tensor([[1.0, 5.0], [-1.0, 5.0], [2.0, 5.0], [-2.0, 5.0]])      # only the first column differs
     layer = linear_probe.fit(x, torch.tensor([1, 0, 1, 0]), 2, penalty=1e-3)
     assert layer(x).argmax(dim=1).tolist() == [1, 0, 1, 0]

@@ -9,6 +9,7 @@ import pretend
 from harness import results
 from lab.runs import NotRun, Runs, interval, mean, sd, steps_to
 from lab.timing import side_by_side
+from survey.ledger import HOLDS, OPEN, above, below
 from train import Diverged
 
 
@@ -117,6 +118,14 @@ def test_mean_spread_and_interval_of_three_seeds():
     assert interval([1, 3]) == pytest.approx(12.71 * 1.0)                                    # 1 degree
     assert interval([1, 3] * 20) == pytest.approx(2.26 * sd([1, 3] * 20) / math.sqrt(40))    # the last of the table
     assert sd([90]) == 0.0 and interval([90]) == math.inf, "one seed says nothing about the next"
+
+
+def test_an_interval_that_touches_the_bar_from_above_holds_and_from_below_is_open():
+    values = [90, 92, 97]
+    lower, upper = mean(values) - interval(values), mean(values) + interval(values)
+    assert (above(values, lower), above(values, upper)) == (HOLDS, OPEN)
+    assert (below(values, lower), below(values, upper)) == (OPEN, HOLDS)
+    assert above([96, 96, 96], 96) == below([96, 96, 96], 96) == HOLDS
 
 
 def test_steps_to_a_target_count_to_the_first_evaluation_that_meets_it_in_every_seed():

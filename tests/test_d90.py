@@ -1,0 +1,121 @@
+"""`eval.py d90`: searches on curves that are known, the targets by hand, and what the command line hands on."""
+
+import pytest
+
+import pretend
+from deltas import methods
+from lab import d90
+from lab.runs import Runs
+
+GRID = 4, 8, 16, 32, 64
+
+
+# ---- the search ----
+
+def search(scores, target=90):
+    return d90.bracket(dict(zip(GRID, scores)).get, target, GRID)
+
+
+def test_the_bracket_is_the_largest_d_that_fails_and_the_smallest_that_does_not():
+    assert search([10, 20, 85, 95, 95]) == (16, 32)
+    assert search([10, 20, 85, 90, 95]) == (16, 32), "a score at the target meets it"
+    assert search([10, 20, 30, 40, 95]) == (32, 64)
+    assert search([95, 95, 95, 95, 95]) == (None, 4), "the smallest d of the grid is enough"
+    assert search([10, 20, 30, 40, 50]) == (64, None), "the largest is not"
+
+
+def test_a_lucky_d_does_not_count_unless_the_next_larger_one_meets_the_target_too():
+    assert search([10, 20, 95, 40, 95]) == (32, 64)
+    assert search([95, 40, 95, 95, 95]) == (8, 16)
+    assert search([10, 20, 95, 40, 50]) == (64, None)
+
+
+def test_the_search_halves_the_grid():
+    tried = []
+    assert d90.bracket(lambda d: tried.append(d) or d / 10, 90, d90.GRID) == (512, 1024)
+    assert tried == [128, 1024, 256, 512, 2048], "the last because the next larger d has to meet the target too"
+
+
+# ---- a measurement ----
+
+def scores_of(settings):
+    """(dev, test): full reaches 80, a subspace more with d and less at the rate 0.01; on test it is all 0."""
+    if settings.delta.name == "full":
+        return (80.0 if not settings.scratch else 1.0), 0.0
+    return {8: 60.0, 16: 70.0, 32: 75.0, 64: 79.0}[settings.delta.dim] - (5 if settings.lr == 0.01 else 0), 0.0
+
+
+def test_the_target_is_nine_tenths_of_full_and_another_lies_above_chance(monkeypatch, tmp_path):
+    """Full 80 on dev, chance 50: 90 % of full is 72, nine tenths of the way up from chance is 77."""
+    ran = pretend.training(monkeypatch, scores_of)
+    found = d90.measure(Runs(tmp_path, 2, str), (8, 16, 32, 64, 9999), (0.003, 0.01), per_layer=True, base="gpt-xs",
+                        scratch=True)
+    assert (found["full"], found["chance"], found["D"]) == (80.0, 50.0, 5000), "full of the pretrained base"
+    assert found["targets"] == {"raw": 72.0, "above chance": 77.0}
+    assert found["brackets"] == {"raw": (16, 32), "above chance": (32, 64)}, "9999 is more than D"
+    assert found["curve"] == {16: (70.0, 0.0), 32: (75.0, 0.0), 64: (79.0, 0.0)}, "dev, at the better of the two rates"
+    subspaces = [s for s in ran if s.delta.name == "intrinsic"]
+    assert all(s.delta.projection_seed == s.seed and s.delta.per_layer and s.scratch for s in subspaces)
+    assert {s.seed for s in subspaces} == {0, 1}, "a seed draws the subspace too"
+
+
+def test_a_bracket_is_printed_with_what_was_tried(capsys):
+    found = {"full": 80.0, "chance": 50.0, "D": 5000, "targets": {"raw": 72.0, "above chance": 77.0},
+             "brackets": {"raw": (16, 32), "above chance": (64, None)}, "curve": {16: (40.0, 1.0), 32: (75.0, 2.5)}}
+    d90.show("gpt-xs on rating", found)
+    assert capsys.readouterr().out == (
+        "\ngpt-xs on rating   D = 5,000   full 80.0   chance 50.0\n"
+        "  d90 raw           target  72.0   (16, 32]\n"
+        "  d90 above chance  target  77.0   > 64\n"
+        f"      16   40.0 ±  1.0  {'#' * 20}\n"
+        f"      32   75.0 ±  2.5  {'#' * 38}\n")
+
+
+# ---- the command line ----
+
+def test_the_command_measures_every_base_on_every_task(monkeypatch, tmp_path, capsys):
+    """A thousand examples, the technique's own rates and a rising grid, unless the command says otherwise."""
+    ran, drawn = pretend.training(monkeypatch, lambda s: (80.0, 0.0)), []
+    monkeypatch.setattr(d90, "picture", lambda found, path: drawn.append(found) or f"picture: {path}")
+    d90.main(f"--bases gpt-xs,bert-xs --tasks claim,rating --grid 64,8 --seeds 1 --out {tmp_path}".split())
+    assert list(drawn[0]) == ["gpt-xs on claim", "bert-xs on claim", "gpt-xs on rating", "bert-xs on rating"]
+    assert {one["brackets"]["raw"] for one in drawn[0].values()} == {(None, 8)}
+    assert {s.examples for s in ran} == {1000}
+    tried = [(s.delta.dim, s.lr) for s in ran if (s.delta.name, s.base, s.task) == ("intrinsic", "gpt-xs", "claim")]
+    assert tried == [(d, lr) for d in (8, 64) for lr in methods()["intrinsic"].rates]
+    assert f"picture: {tmp_path / 'd90.png'}" in capsys.readouterr().out
+
+    ran.clear()
+    d90.main(f"--examples 50 --rates 0.5 --grid 8 --projection dense --per-layer --seeds 1 --out {tmp_path}".split())
+    (full, subspace), delta = ran, ran[-1].delta
+    assert (full.base, full.task, full.examples, subspace.lr) == ("gpt-s", "rating", 50, 0.5)
+    assert (delta.dim, delta.projection, delta.per_layer) == (8, "dense", True)
+
+
+def test_the_users_own_data_are_the_task_and_used_whole(monkeypatch, tmp_path, capsys):
+    ran, drawn = pretend.training(monkeypatch, lambda s: (80.0, 0.0)), []
+    monkeypatch.setattr(d90, "picture", lambda found, path: drawn.extend(found) or "")
+    (tmp_path / "reviews").mkdir()
+    d90.main(f"--data {tmp_path / 'reviews'} --grid 8 --rates 0.5 --seeds 1 --out {tmp_path}".split())
+    assert drawn == ["gpt-s on reviews"] and {(s.task, s.examples) for s in ran} == {("reviews", None)}
+
+
+def test_a_bad_list_ends_with_a_line_that_names_it(capsys):
+    for line, why in (("--grid 4,x", "'x' is not a whole number"), ("--rates 1e-3,fast", "invalid list of float"),
+                      ("--dim 4", "unrecognized arguments: --dim")):
+        with pytest.raises(SystemExit):
+            d90.main(line.split())
+        assert why in capsys.readouterr().err
+
+
+def test_a_picture_has_a_curve_for_each_base_and_its_target_dotted(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib", reason="pip install -r requirements-extra.txt")
+    figures = []
+    monkeypatch.setattr(d90.pictures, "save", lambda figure, path: figures.append(figure))
+    found = {name: {"targets": {"raw": raw}, "curve": {8: (40.0, 1.0), 32: (75.0, 2.5)}}
+             for name, raw in (("gpt-xs", 72.0), ("gpt-s", 80.0))}
+    assert d90.picture(found, tmp_path / "d90.png") == f"picture: {tmp_path / 'd90.png'}"
+    axes, = figures[0].axes
+    assert [text.get_text() for text in axes.get_legend().texts] == ["gpt-xs", "gpt-s"]
+    dotted = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    assert dotted == [72.0, 80.0] and list(axes.get_xticks()) == [8, 32]

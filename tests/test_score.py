@@ -1,0 +1,134 @@
+"""`eval.py score`: a saved delta gives the run's numbers again, merged or not, wherever the files have moved."""
+
+import shutil
+import sys
+
+import pytest
+import torch
+
+import train
+from data import tasks
+from deltas import merge
+from harness import report, results
+from harness.settings import settings_of
+from lab import score
+
+pytestmark = pytest.mark.usefixtures("few_examples")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """{name: (record, file)} of short runs: LoRA on sentiment, on own data without a test file, on descriptions."""
+    out, found = tmp_path_factory.mktemp("out"), {}
+    own = tmp_path_factory.mktemp("dishes")
+    for split, n in (("train", 16), ("dev", 8)):
+        rows = [f"the {'soup' if i % 2 else 'fish'} {split} {i}\t{i % 2}" for i in range(n)]
+        (own / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "SIZES", {"dev": 10, "test": 14})
+        for name, choice in (("sentiment", {"task": "sentiment"}), ("own", {"data": str(own)}),
+                             ("describe", {"task": "describe", "steps": 1}), ("corpus", {"task": "corpus"}),
+                             ("scratch", {"task": "sentiment", "scratch": True})):
+            made = settings_of("lora", **{"base": "gpt-xs", "steps": 4, "examples": 8, "device": "cpu"} | choice)
+            found[name] = train.run_once(made, out, report.quiet), out / made.file
+    return found
+
+
+def lines(capsys, *argv):
+    score.main([str(word) for word in argv])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_command_gives_the_runs_score_again_and_shows_answers(saved, capsys):
+    record, file = saved["sentiment"]
+    shown = lines(capsys, file, "--show", "3")
+    assert shown[0] == f"file       {file}, {record['stored_bytes']:,} bytes"
+    assert shown[2] == f"score      {record['score']:.2f} % accuracy on 14 of test"
+    assert sum(line.startswith("  text ") for line in shown) == 3
+    dev = lines(capsys, file, "--split", "dev")
+    assert dev[2] == f"score      {record['dev_score']:.2f} % accuracy on 10 of dev", "the best step was kept"
+
+
+def test_a_run_from_random_weights_is_rebuilt_on_the_same_ones(saved, capsys):
+    record, file = saved["scratch"]
+    torch.manual_seed(99)
+    assert f" {record['score']:.2f} % accuracy" in "\n".join(lines(capsys, file))
+
+
+def test_after_merge_it_is_the_merged_model_that_answers(saved, capsys, monkeypatch):
+    """A merge that comes out wrong must be seen: here all logits of the merged model are 0, which is "good"."""
+    def answers(*argv):
+        shown = lines(capsys, file, "--show", "14", *argv)
+        return [line.split()[1] for line in shown if line.startswith("  answered")], shown[-14 * 4 - 1], shown[2]
+
+    def wrong(model):
+        model = merge(model)
+        model.head.decoder.weight = torch.nn.Parameter(torch.zeros_like(model.tokens.weight))
+        return model
+
+    record, file = saved["sentiment"]
+    plain, as_run, _ = answers()
+    merged, score_line, distance = answers("--merge")
+    assert "bad" in plain and merged == plain and score_line == as_run
+    assert float(distance.split("at most ")[1].split()[0]) < 1e-4
+    monkeypatch.setattr(score, "merge", wrong)
+    merged, score_line, distance = answers("--merge")
+    assert merged == ["good"] * 14 and score_line == "score      50.00 % accuracy on 14 of test"
+    assert float(distance.split("at most ")[1].split()[0]) > 1
+
+
+def test_the_distance_of_two_models_is_that_of_their_logits_on_real_tokens(saved):
+    model, tokenizer, task = score.rebuild(saved["sentiment"][1])
+    other = lambda ids, keep: model(ids, keep) + torch.where(keep, 0.25, 9.0)[..., None]
+    assert score.apart(model, other, task, tokenizer.pad) == pytest.approx(0.25, abs=1e-5)
+
+
+def test_own_data_without_a_test_file_are_scored_on_dev(saved, capsys):
+    record, file = saved["own"]
+    shown = lines(capsys, file)
+    assert shown[2] == f"score      {record['score']:.2f} % accuracy on 8 of dev"
+    with pytest.raises(ValueError, match="--split test: this task has no such file"):
+        score.main([str(file), "--split", "test"])
+
+
+def test_what_has_no_score_says_so(saved):
+    with pytest.raises(ValueError, match="pretraining has no score"):
+        score.main([str(saved["corpus"][1])])
+    with pytest.raises(ValueError, match="nowhere.pt: no such file"):
+        score.main(["nowhere.pt"])
+
+
+def test_the_folders_of_a_file_are_in_the_newest_record_beside_it(saved, tmp_path):
+    """A delta file has names only: results.jsonl says where base and data were, or else the user."""
+    _, file = saved["own"]
+    shutil.copy(file, tmp_path)
+    notes = {"base": "gpt-xs", "data": "dishes"}
+    assert score.folders(tmp_path / file.name, notes) == notes
+    for base in ("one", "two"):
+        results.append(tmp_path, {"file": file.name, "where": {"base": base, "data": "there"}})
+    results.append(tmp_path, {"file": "another.pt", "where": {"base": "three", "data": None}})
+    assert score.folders(tmp_path / file.name, notes) == {"base": "two", "data": "there"}
+    with pytest.raises(ValueError, match="base 'two': choose from"):
+        score.rebuild(tmp_path / file.name)
+    with pytest.raises(ValueError, match="--data there: no such folder"):
+        score.rebuild(tmp_path / file.name, base="gpt-xs")
+
+
+def test_a_written_text_has_bleu_against_all_of_its_references(saved, capsys, monkeypatch):
+    examples = [tasks.Example([], [], "", ["the old barrel serves thai food", "thai food at the old barrel"]),
+                tasks.Example([], [], "", ["it is cheap and by the river"])]
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    assert score.bleu(examples, ["", ""]) == "BLEU needs sacrebleu: pip install sacrebleu"
+    assert lines(capsys, saved["describe"][1])[3] == "           BLEU needs sacrebleu: pip install sacrebleu"
+    monkeypatch.undo()
+    pytest.importorskip("sacrebleu", reason="pip install -r requirements-extra.txt")
+    for first in examples[0].answers:
+        assert score.bleu(examples, [first, "it is cheap and by the river"]) == "BLEU 100.0"
+    assert score.bleu(examples, ["a", "b"]) == "BLEU 0.0"
+
+
+def test_an_answer_is_marked_right_if_it_is_one_of_the_references(capsys):
+    examples = [tasks.Example([], [], "who?", ["the fox", "a fox"])] * 3
+    score.show(examples, ["a fox", "a dog", "the fox"], 2)
+    marks = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if "answered" in line]
+    assert marks == ["=", "x"]
