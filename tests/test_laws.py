@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import deltas
 import train
 from deltas import Delta, attach, count, fingerprint, load, merge, methods, read, save, trainable
 from model import Classifier, Config, Transformer, generate
@@ -329,15 +330,18 @@ def test_a_file_that_does_not_fit_is_an_error_that_says_why(name, tmp_path):
     other = next(delta.name for delta in others if vars(delta).keys() != content["settings"].keys())
 
     def refused(because, base=None, **change):
-        torch.save(content | change, path)
+        changed = content | change
+        torch.save(changed | {"digest": deltas.digest(changed)}, path)
         with pytest.raises(ValueError, match=because):
             load(path, base or case.plain())
 
+    rest = {key: value for key, value in content["tensors"].items() if key != tensor}
     refused("another base", base=case.plain(seed=5))
-    refused(f"misses {tensor}", tensors={key: value for key, value in content["tensors"].items() if key != tensor})
-    refused("has a surplus of stranger", tensors=content["tensors"] | {"stranger": values})
-    refused(f"{tensor} is .*, not ", tensors=content["tensors"] | {tensor: torch.cat([values, values], dim=-1)})
-    refused("made by the method 'magic'", method="magic")
+    refused("holds .* values", tensors=rest)
+    refused(f"misses {tensor}", tensors=rest | {"stranger": values})
+    refused("has a surplus of stranger", tensors=content["tensors"] | {"stranger": torch.zeros(0)})
+    refused(f"{tensor} is .*, not ", tensors=content["tensors"] | {tensor: values[..., None]})
+    refused("made by the method 'magic'|made by the method magic", method="magic")
     refused("are not those of", settings=content["settings"] | {"volume": 11})
     refused(f"are not those of {other}", method=other)
     refused("not a delta file of format 1 or 2", format=3)
