@@ -82,8 +82,8 @@ def test_what_is_not_given_is_filled_in():
 
 
 def test_a_value_that_makes_no_sense_is_named():
-    above = "choose a number above 0"
-    wrong = [(name, number, above) for name in ("examples", "steps", "epochs", "batch_size", "lr") for number in (0, -1)]
+    wrong = [(name, number, "choose a number above 0")
+             for name in ("examples", "steps", "epochs", "batch_size", "lr") for number in (0, -1)]
     wrong += [("lr", math.nan, "choose a finite number"), ("epochs", math.inf, "choose a finite number"),
               ("steps", 2.5, "choose a whole number"), ("seed", "one", "choose a whole number"),
               ("scratch", 1, "choose true or false"), ("dtype", "int8", "choose float32 or bfloat16"),
