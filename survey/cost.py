@@ -6,16 +6,15 @@ from pathlib import Path
 
 import train
 from data.bases import SHAPES
-from deltas import METHODS, attach, merge, methods, save, trainable
-from lab import trials
-from lab.claims.bench import SMALL, NotRun, each, side_by_side, step_of, tiny, with_delta
-from lab.costs import size
-from lab.ledger import COUNTS, DEFINES, FAILS, HOLDS, OPEN, above, claim, pm, share, together
-from lab.trials import mean, scores
+from deltas import attach, merge, methods, save, trainable
+from harness.checks import memory_of_a_step
+from harness.settings import settings_of
+from lab.sizes import size
+from lab.timing import side_by_side
 from methods.full import base_size
-
-TASKS = "rating", "sentiment", "cuisine"
-TECHNIQUES = [name for name in METHODS if name not in ("full", "intrinsic")]
+from survey.ledger import COUNTS, DEFINES, FAILS, HOLDS, OPEN, claim, together
+from survey.shared import TECHNIQUES, closeness, fields, on_real, step_of
+from survey.tiny import tiny, with_delta
 
 
 @claim("A+E", minutes=1)
@@ -25,34 +24,33 @@ def c1_cost_grows_with_size(bench):
 
     Origin: undisputed; the survey's motive.
     Measured: memory of a training step, the stored file and the time of a step of full fine-tuning on
-    three bases of the little world; the slope of each against the number of parameters D, both as
-    logarithms (1: proportional).
+    three bases of the little world, the steps timed in turns; the slope of each against the number of
+    parameters D, both as logarithms (1: proportional).
     """
     bases = "gpt-xs", "gpt-s", "gpt-m"
 
     def measure():
-        parts = zip(*(file_and_memory(base) for base in bases))
-        times = side_by_side({base: step_of("full", base) for base in bases})
-        return {"file, bytes": next(parts), "memory of a step, MB": next(parts),
-                "time of a step, ms": list(times.values())}
-    costs = bench.kept("costs of full fine-tuning", measure)
-    costs = {what: costs[what] for what in ("file, bytes", "memory of a step, MB", "time of a step, ms")}
+        files, memory = zip(*(file_and_memory(base) for base in bases))
+        ms, ratios = side_by_side({base: step_of("full", base) for base in bases})
+        return {"files": files, "memory": memory, "ms": list(ms.values()), "ratios": list(ratios.values())}
+    found = bench.kept("costs of full fine-tuning", measure)
     sizes = [base_size(SHAPES[base]) for base in bases]
-    slopes = {what: slope(sizes, values) for what, values in costs.items()}
-    bench.note(f"D: {listed(sizes)}. " + "; ".join(f"{what}: {listed(values)}, slope {slopes[what]:.2f}"
-                                                   for what, values in costs.items())
-               + ". Memory grows more slowly than D because a small model's step is mostly activations.")
-    return growing(costs.values(), slopes["file, bytes"])
+    slopes = {what: slope(sizes, found[what]) for what in ("files", "memory", "ratios")}
+    bench.note(f"D: {listed(sizes)}. File, bytes: {listed(found['files'])}, slope {slopes['files']:.2f}; memory of "
+               f"a step, MB: {listed(found['memory'])}, slope {slopes['memory']:.2f}; time of a step, ms: "
+               f"{listed(found['ms'])}, slope {slopes['ratios']:.2f}. Memory grows more slowly than D because a "
+               "small model's step is mostly activations.")
+    return growing([found[what] for what in slopes], slopes["files"])
 
 
 def file_and_memory(base):
     """(bytes of the saved file, MB of a training step) of full fine-tuning; nothing is trained for that."""
-    settings = trials.settings("full", base=base, scratch=True)
+    settings = settings_of("full", base=base, scratch=True)
     model, tokenizer, task = train.prepare(settings)
     model = attach(settings.delta, model)
     with tempfile.TemporaryDirectory() as folder:
         size = save(Path(folder) / "full.pt", model)
-    return size, train.memory_of_a_step(model, task, tokenizer.pad, settings)["peak"]
+    return size, memory_of_a_step(model, task, tokenizer.pad, settings)["peak"]
 
 
 def listed(values):
@@ -104,32 +102,6 @@ def c3_a_copy_per_task(bench):
     return COUNTS if round(half / 1e9, -1) == 350 and round(single / 1e9, -2) == 700 else FAILS
 
 
-def field(bench, task, *names):
-    """{technique: records}, each at the rate that dev likes best: `rating` on gpt-s, the others on gpt-xs."""
-    base = "gpt-s" if task == "rating" else SMALL
-    return {name: bench.tuned(name, task=task, base=base) for name in names}
-
-
-def by_task(bench, *names):
-    """{task: field} of TASKS, as far as they have been run; what has not been is noted."""
-    found = {}
-    for task in TASKS:
-        try:
-            found[task] = field(bench, task, *names)
-        except NotRun as missing:
-            if not found:
-                raise
-            bench.note(f"Not run: {missing}.")
-    if len(found) < len(TASKS):
-        bench.note(f"Judged so far on {' and '.join(found)} alone.")
-    return found
-
-
-def winner(found):
-    """The technique with the highest dev score, full fine-tuning aside."""
-    return max(found.keys() - {"full"}, key=lambda method: mean([r["dev_score"] for r in found[method]]))
-
-
 @claim("E", minutes=18)
 def c4_few_parameters_are_enough(bench):
     """Training a few parameters and freezing the rest comes close to full fine-tuning, and sometimes
@@ -141,32 +113,8 @@ def c4_few_parameters_are_enough(bench):
     dev, on `rating` (gpt-s), `sentiment` and `cuisine` (gpt-xs): test score in percent of full
     fine-tuning's, paired by seed. Close means 95 % or more on every task.
     """
-    verdicts = [closeness(bench, task, found) for task, found in by_task(bench, *TECHNIQUES, "full").items()]
+    verdicts = [closeness(bench, task, found) for task, found in fields(bench, *TECHNIQUES, "full").items()]
     return together(*verdicts, *on_real(bench, "C4", "lora", "adapter", "bitfit"))
-
-
-def closeness(bench, label, found):
-    best = winner(found)
-    ratios = share(found[best], found["full"])
-    bench.note(f"{label}: {best}{' is best,' if len(found) > 2 else ''} {pm(ratios)} % of full "
-               f"({each(found, lambda records: f'{mean(scores(records)):.1f}')}).")
-    return above(ratios, 95)
-
-
-def on_real(bench, claim, *names):
-    """Notes how close the best of `names` comes on a real checkpoint; [its verdict], [] for a single seed."""
-    if not bench.real:
-        bench.note(f"Real checkpoint: python eval.py claims {claim} --real-base MINILM --real-data SST2.")
-        return []
-    try:
-        found = bench.on_real(*names, "full")
-    except NotRun as missing:
-        bench.note(f"Not run: {missing}.")
-        return []
-    first, seeds = found["full"][0], len(found["full"])
-    label = f"A checkpoint of {first['base_params'] / 1e6:.1f} million parameters on {first['task']}"
-    verdict = closeness(bench, label + (", one seed" if seeds == 1 else ""), found)
-    return [verdict] if seeds > 1 else []
 
 
 @claim("D/U")
@@ -177,10 +125,10 @@ def c5_three_families(bench):
     Origin: the survey's own division.
     Measured: for every technique, what training touches in a tiny model: new tensors while the base is
     untouched (addition), tensors of the base itself (specification), or the base's weights through a few
-    numbers, so that merging gives the plain base back (reparameterisation).
+    parameters, so that merging gives the plain base back (reparameterisation).
     Tests: tests/test_invariants.py::test_every_technique_belongs_to_a_family_and_has_a_file_a_test_and_learning_rates_of_its_own
     """
-    found = {method: family(method) for method in METHODS if method != "full"}
+    found = {method: family(method) for method in methods() if method != "full"}
     for kind in ("addition", "specification", "reparameterisation"):
         bench.note(f"{kind}: {', '.join(m for m, f in found.items() if f == kind)}.")
     right = all(methods()[method].family == kind for method, kind in found.items())
@@ -189,11 +137,9 @@ def c5_three_families(bench):
 
 def family(method):
     """The class of a technique, from what it trains and whether it can be merged, not from its label."""
-    fields = {"k": 1} if method == "last_layer" else {"norms": False} if method == "adapter" else \
-        {"dim": 7} if method == "intrinsic" else {}
     model, _ = tiny()
     base = {id(p) for p in model.parameters()}
-    model = with_delta(method, model, **fields)
+    model = with_delta(method, model)
     if all(id(p) in base for p in trainable(model).values()):
         return "specification"
     try:

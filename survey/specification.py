@@ -5,14 +5,14 @@ import torch
 from data import tasks
 from data.bases import SHAPES, load_base
 from deltas import load, methods
-from lab.claims.bench import each, gradients, tiny, with_delta
-from lab.claims.cost import by_task, on_real
-from lab.costs import size
-from lab.ledger import DEFINES, FAILS, above, claim, pm, share, together
+from lab.runs import mean
 from lab.score import rebuild
-from lab.trials import mean
+from lab.sizes import size
 from methods.full import base_size
 from model import Slot
+from survey.ledger import DEFINES, FAILS, above, claim, pm, share, together
+from survey.shared import each, fields, on_real
+from survey.tiny import gradients, tiny, with_delta
 
 
 @claim("D")
@@ -89,7 +89,7 @@ def c25_tune_the_last_layers(bench):
         bench.note(f"k = {k}: {pm(found)} % of full; (2n + 4n x {k}/4) / 6n = {(2 + k) / 6:.2f} of its work.")
         return found
     last = top(1)
-    bench.extra(lambda: top(2))
+    bench.extra(top, 2)
     return above(last, 90)
 
 
@@ -114,7 +114,7 @@ def c26_biases_keep_95_percent(bench):
     grads = gradients(with_delta("bitfit", model), ids)
     dead, alive = (max(g for key, g in grads.items() if part in key) for part in ("key", "query"))
     bench.note(f"Largest gradient of a key bias {dead:.0e}, of a query bias {alive:.0e}.")
-    ratios = {task: share(*found.values()) for task, found in by_task(bench, "bitfit", "full").items()}
+    ratios = {task: share(*found.values()) for task, found in fields(bench, "bitfit", "full").items()}
     bench.note(f"Percent of full: {each(ratios, pm)}.")
 
     def half():

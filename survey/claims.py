@@ -4,30 +4,31 @@
     python eval.py claims C16 C21          run what these two need, and show them
     python eval.py claims --run quick      all that fits into ten minutes on two cores, cheapest first
     python eval.py claims --run all        everything
-    python eval.py claims --markdown lab/LEDGER.md
+    python eval.py claims --markdown survey/LEDGER.md
 
 Runs are kept in results.jsonl and shared: between claims, with `eval.py compare`, with `eval.py d90`. C4, C26
 and C37 are measured on a real checkpoint too, once --real-base and --real-data name one and its task.
 """
 
 import argparse
+import math
 import time
 from pathlib import Path
 
-import train
-from lab.claims import cost, adapters, soft, specification, intrinsic, lora  # noqa: F401  (their order)
-from lab.claims.bench import Bench, NotRun
-from lab.ledger import CLAIMS, UNRUN, VERDICTS, Entry, markdown, plain
+from harness.settings import positive
+from survey import adapters, cost, intrinsic, lora, soft, specification  # noqa: F401  (they enter their claims)
+from survey.ledger import CLAIMS, UNRUN, VERDICTS, Entry, in_order, markdown, plain
+from survey.shared import MISSING, Bench
 
 QUICK = 10  # minutes
 
 
 def entry(claim, bench):
-    """The Entry of a claim. What it noted before it missed a number stays; what is missing comes last."""
+    """The Entry of a claim. What it noted before a run was missing stays; what is missing comes last."""
     bench.notes = []
     try:
         verdict = claim.answer(bench)
-    except NotRun as missing:
+    except MISSING as missing:
         verdict = UNRUN
         bench.note(f"Not run: {missing}.")
     notes = sorted(dict.fromkeys(bench.notes), key=lambda note: note.startswith("Not run: "))
@@ -37,20 +38,20 @@ def entry(claim, bench):
 def cheapest(minutes):
     """The names of the claims that fit into `minutes` together, cheapest first."""
     fitting, spent = [], 0.0
-    for claim in sorted(CLAIMS.values(), key=lambda claim: claim.minutes):
+    for claim in sorted(in_order(), key=lambda claim: claim.minutes):
         if spent + claim.minutes <= minutes:
             fitting.append(claim.name)
             spent += claim.minutes
     return fitting
 
 
-def ledger(bench, wanted=(), show=plain):
-    """All entries; those in `wanted` are run if need be, one after the other."""
-    bench.may_run = True
-    for name in wanted:
-        bench.say(show(entry(CLAIMS[name], bench)) + "\n")
-    bench.may_run = False
-    return [entry(claim, bench) for claim in CLAIMS.values()]
+def ledger(bench, names=(), until=math.inf):
+    """All entries; those in `names` are shown one after the other, what they lack is run until that time."""
+    bench.until = until
+    for name in names:
+        bench.say(plain(entry(CLAIMS[name], bench)) + "\n")
+    bench.until = 0.0
+    return [entry(claim, bench) for claim in in_order()]
 
 
 def summary(entries):
@@ -68,7 +69,7 @@ def main(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="C16", help="run and show these claims")
     parser.add_argument("--run", choices=("quick", "all"), help="run what fits in ten minutes, or everything")
-    parser.add_argument("--seeds", type=train.positive, default=3, help="how many seeds [3]")
+    parser.add_argument("--seeds", type=positive, default=3, help="how many seeds [3]")
     parser.add_argument("--out", default="out", help="folder of results.jsonl [out]")
     parser.add_argument("--markdown", metavar="FILE", help="write the ledger to this file")
     parser.add_argument("--real-base", metavar="DIR", help="a checkpoint for C4, C26 and C37, say MiniLM")
@@ -79,16 +80,14 @@ def main(argv):
         raise ValueError(f"{unknown[0]}: the claims are C1 to C{len(CLAIMS)}")
     if bool(args.real_base) != bool(args.real_data):
         raise ValueError("--real-base and --real-data go together")
-    wanted = {None: names, "all": list(CLAIMS), "quick": cheapest(QUICK)}[args.run]
-    bench = Bench(args.out, args.seeds, real=args.real_base and (args.real_base, args.real_data))
+    names = {None: names, "all": [claim.name for claim in in_order()], "quick": cheapest(QUICK)}[args.run]
+    bench = Bench(args.out, args.seeds, args.real_base and (args.real_base, args.real_data))
     begin = time.time()
-    if args.run == "quick":
-        bench.until = begin + 60 * QUICK
-    entries = ledger(bench, wanted)
-    if not wanted:
+    entries = ledger(bench, names, begin + 60 * QUICK if args.run == "quick" else math.inf)
+    if not names:
         print("\n\n".join(plain(e) for e in entries) + "\n")
     print(summary(entries))
-    if wanted:
+    if names:
         print(f"\n{time.time() - begin:.0f} s")
     if args.markdown:
         Path(args.markdown).write_text(markdown(entries, how(args, entries)), encoding="utf-8")

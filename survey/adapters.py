@@ -1,16 +1,18 @@
 """C6 to C10: adapters."""
 
+import itertools
+
 import torch
 
 from data.bases import SHAPES
 from deltas import attach, methods, trainable
-from lab.claims.bench import (SMALL, TINY, each, forward_of, gradients, score, side_by_side, step_of, tiny,
-                              with_delta)
-from lab.claims.cost import by_task
-from lab.costs import size
-from lab.ledger import COUNTS, FAILS, HOLDS, OPEN, WRONG, above, claim, most, pm, share
+from lab.sizes import size
+from lab.timing import side_by_side
 from methods.full import base_size
 from model import Transformer
+from survey.ledger import COUNTS, FAILS, HOLDS, OPEN, WRONG, above, claim, most, pm, share
+from survey.shared import SMALL, each, fields, forward_of, score, speedups
+from survey.tiny import TINY, gradients, tiny, with_delta
 
 
 @claim("U/A")
@@ -29,7 +31,7 @@ def c6_an_adapter_is_a_small_bottleneck(bench):
     shapes = {key.split("after_mlp.")[1]: tuple(p.shape) for key, p in trainable(model).items()
               if key.startswith("blocks.0.after_mlp")}
     found, by_hand = sum(p.numel() for p in model.blocks[0].after_mlp.parameters()), 2 * m * d + m + d
-    bench.note(f"{each(shapes, str)}: {found} numbers; 2 m d + m + d = 2 x 3 x 12 + 3 + 12 = {by_hand}. Two "
+    bench.note(f"{each(shapes, str)}: {found} parameters; 2 m d + m + d = 2 x 3 x 12 + 3 + 12 = {by_hand}. Two "
                "adapters in each block.")
     return COUNTS if found == by_hand else FAILS
 
@@ -86,7 +88,7 @@ def c8_half_a_percent_to_eight(bench):
         number = methods()["adapter"](bottleneck=m).formula(config) + 2 * config.d_model + 2
         bench.note(f"BERT-large, m = {m}: 48 x (2 x {m} x 1,024 + {m} + 1,024) + 2 x 1,024 x 49 + 2,050 = "
                    f"{number:,} = {100 * number / base_size(config):.2f} % of {base_size(config):,}.")
-    ratios = {task: share(*found.values()) for task, found in by_task(bench, "adapter", "full").items()}
+    ratios = {task: share(*found.values()) for task, found in fields(bench, "adapter", "full").items()}
     bench.note(f"Percent of full with m = 8: {each(ratios, pm)}.")
 
     def sweep():
@@ -98,16 +100,13 @@ def c8_half_a_percent_to_eight(bench):
     return most([above(r, 95) for r in ratios.values()])
 
 
-GRID = [(8, 16), (8, 64), (32, 16), (32, 64)]  # batch size, length
-
-
 @claim("E+A", minutes=0.5)
 def c9_sixty_percent_faster(bench):
     """Adapters train about 60 % faster.
 
     Origin: AdapterDrop (Rückle et al. 2021), as the most over all settings.
-    Measured: steps a second of an adapter over those of full fine-tuning on gpt-s, side by side on one
-    core, at four batch shapes; it holds from 1.5 on, and fails if no shape reaches that.
+    Measured: steps a second of an adapter over those of full fine-tuning on gpt-s, in turns, at four
+    batch shapes; it holds from 1.5 on, and fails if no shape reaches that.
     Article: the figure is AdapterDrop's, not Houlsby's, and it is "up to 60 %", not "about".
     """
     bench.note("FLOPs: full 2n forward + 4n backward, a frozen base 2n + 2n: at most 6n / 4n = 1.50 times "
@@ -116,24 +115,13 @@ def c9_sixty_percent_faster(bench):
     return HOLDS if min(ratios) >= 1.5 else FAILS if max(ratios) < 1.5 else OPEN
 
 
-def speedups(bench, method, base="gpt-s"):
-    """Full fine-tuning's time of a step over the method's, at each batch shape of GRID."""
-    def measure():
-        pairs = [side_by_side({m: step_of(m, base, *shape) for m in ("full", method)}, 9) for shape in GRID]
-        return {"ratios": [times["full"] / times[method] for times in pairs]}
-    ratios = bench.kept(f"fastest steps, {method} over full", measure, base=base)["ratios"]
-    shapes = [f"{texts} texts of {length}:" for texts, length in GRID]
-    bench.note(f"{base}, {each(dict(zip(shapes, ratios)), '{:.2f}'.format)}.")
-    return ratios
-
-
 @claim("E+A", minutes=0.2)
 def c10_inference_four_to_six_percent_slower(bench):
     """As serial modules, adapters slow inference down by 4 % to 6 %.
 
     Origin: AdapterDrop. In Hu et al., table 1, it is 2 % at batch 32 and up to 30 % at batch 1.
-    Measured: time of a forward pass with adapters (m = 8) over the base's, gpt-s, side by side; it holds
-    if every shape lies within 2 % to 8 %.
+    Measured: time of a forward pass with adapters (m = 8) over the base's, gpt-s, in turns; it holds if
+    every shape lies within 2 % to 8 %.
     Article: one range for what depends on batch and length; and not from the paper it is ascribed to.
     """
     d, m = SHAPES["gpt-s"].d_model, 8
@@ -143,12 +131,12 @@ def c10_inference_four_to_six_percent_slower(bench):
     def measure():
         plain = Transformer(SHAPES["gpt-s"])
         longer = attach(methods()["adapter"](bottleneck=m), Transformer(SHAPES["gpt-s"]))
-        times = {f"{texts} x {length}": side_by_side({"plain": forward_of(plain, texts, length),
-                                                      "longer": forward_of(longer, texts, length)}, rounds=41)
-                 for texts in (1, 16) for length in (32, 96)}
-        return {"more": {shape: 100 * (ms["longer"] / ms["plain"] - 1) for shape, ms in times.items()}}
-    more = bench.kept("fastest forward, adapter over base", measure)["more"]
+        more = {}
+        for texts, length in itertools.product((1, 16), (32, 96)):
+            _, ratios = side_by_side({"plain": forward_of(plain, texts, length),
+                                      "longer": forward_of(longer, texts, length)}, rounds=41)
+            more[f"{texts} x {length}"] = 100 * (ratios["longer"] - 1)
+        return {"more": more}
+    more = bench.kept("forward, adapter over base", measure)["more"]
     bench.note(f"Measured, percent more, texts x length: {each(more, '{:+.0f}'.format)}.")
     return HOLDS if all(2 <= percent <= 8 for percent in more.values()) else FAILS
-
-

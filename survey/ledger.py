@@ -1,6 +1,6 @@
 """The frame of the survey's ledger: what a claim is, how its verdict is reached, how an entry is printed.
 
-A claim is a function whose docstring is its entry. The rooms, in the survey's order, are in lab/claims/:
+A claim is a function whose docstring is its entry; survey/cost.py and the files beside it hold them:
 
     @claim("E", minutes=2)
     def c16_prompts_are_touchy(bench):
@@ -16,7 +16,7 @@ A claim is a function whose docstring is its entry. The rooms, in the survey's o
         return above(scores(records), 50)
 
 Kinds: A counted, U exact on a tiny model, E experiment, D definition or history. A verdict is computed from
-its numbers each time the ledger is printed: nothing but finished runs and measurements is ever stored.
+its numbers each time the ledger is printed: only finished runs and measurements are stored.
 """
 
 import inspect
@@ -24,14 +24,14 @@ import re
 import textwrap
 from dataclasses import dataclass, field
 
-from lab.trials import interval, mean
+from lab.runs import interval, mean
 
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "our sizes cannot decide"
 COUNTS, DEFINES, WRONG = "holds by counting", "is a definition", "is wrong in the article"
 UNRUN = "not run yet"
 VERDICTS = (HOLDS, FAILS, OPEN, COUNTS, DEFINES, WRONG, UNRUN)
 PARTS = ("Origin", "Measured", "Article", "Tests")
-CLAIMS = {}  # "C16": Claim
+CLAIMS = {}  # "C16": Claim, in the order in which their files were imported
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Entry:
 
     @property
     def missing(self):
-        """Is there a number that has not been run, be it one that the verdict does not need?"""
+        """Has something not been run, even if the verdict does not depend on it?"""
         return any(note.startswith("Not run: ") for note in self.notes)
 
 
@@ -70,6 +70,11 @@ def claim(kind, minutes=0.0):
                              dict(zip(pieces[1::2], pieces[2::2])))
         return answer
     return enter
+
+
+def in_order():
+    """All claims, by their number."""
+    return sorted(CLAIMS.values(), key=lambda claim: int(claim.name[1:]))
 
 
 # ---- verdicts ----

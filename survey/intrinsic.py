@@ -5,16 +5,18 @@ import torch
 from data.bases import SHAPES
 from fastfood import Dense, Fastfood
 from lab import d90
-from lab.claims.bench import SMALL, NotRun, each, gradients, score, side_by_side, tiny, with_delta
 from lab.costs import projection
-from lab.ledger import COUNTS, FAILS, HOLDS, OPEN, WRONG, above, claim, minus, pm, together
-from lab.trials import mean, scores
+from lab.runs import mean, scores
+from lab.timing import side_by_side
 from methods.full import base_size
+from survey.ledger import COUNTS, FAILS, HOLDS, OPEN, WRONG, above, claim, minus, pm, together
+from survey.shared import SMALL, by_task, each, score
+from survey.tiny import gradients, tiny, with_delta
 
-TASKS = "sentiment", "rating", "cuisine", "claim"
+FOUR = "sentiment", "rating", "cuisine", "claim"
 HARDER = "rating", "cuisine"  # those that the frozen base does not know, and full fine-tuning learns
-GRID = d90.GRID
-BEYOND = 2 * GRID[-1]  # stands for a d90 that the grid does not reach
+USUAL = {"base": SMALL, "task": "rating", "examples": 1000}
+BEYOND = 2 * d90.GRID[-1]  # stands for a d90 that the grid does not reach
 
 
 @claim("E", minutes=1.6)
@@ -35,52 +37,27 @@ def c27_few_examples_many_parameters(bench):
                    f"{score(pretrained)}, from scratch {score(scratch)}.")
         return pretrained, scratch
     pretrained, scratch = both(200, None)
-    bench.extra(lambda: both(50, 50))
+    bench.extra(both, 50, 50)
     return together(above(scores(pretrained), 90), above(minus(pretrained, scratch), 0))
 
 
 # ---- d90 ----
 
-def dimension(bench, kind="raw", per_layer=False, **choice):
-    """d90 as eval.py d90 finds it, an upper bound on GRID; BEYOND where no d is enough.
+def dimension(bench, kind="raw", **choice):
+    """d90 as eval.py d90 finds it, an upper bound on its grid; BEYOND where no d is enough.
 
     `kind` "above chance": the target is nine tenths of the way from the majority class to full, not of full.
-    Random weights (scratch) have the pretrained ones' target.
     """
-    choice = {"base": SMALL, "task": "rating", "examples": 1000} | choice
-    full = bench.trial("full", **choice | {"scratch": False})
-    chance = full[0]["majority_score"] if kind == "above chance" else 0.0
-    target = chance + 0.9 * (d90.dev(full) - chance)
-
-    def reached(d):
-        return d90.dev(at(bench, d, per_layer=per_layer, **choice))
-    return d90.bracket(reached, target, GRID)[1] or BEYOND
+    return d90.measure(bench, **USUAL | choice)["brackets"][kind][1] or BEYOND
 
 
-def at(bench, d, **choice):
-    """The records in d dimensions, a new subspace for each seed, at the learning rate that dev likes best."""
-    choice = {"base": SMALL, "task": "rating", "examples": 1000, "dim": d} | choice
-
-    def run(seed, lr):
-        return bench.trial("intrinsic", (seed,), lr=lr, projection_seed=seed, **choice)[0]
-    best = max(d90.RATES, key=lambda lr: run(bench.seeds[0], lr)["dev_score"])
-    return [run(seed, best) for seed in bench.seeds]
-
-
-def by_task(bench, kind):
-    """{task: d90} of TASKS on gpt-xs, as far as they have been run; what has not been is noted."""
-    found = {}
-    for task in TASKS:
-        bench.extra(lambda: found.update({task: dimension(bench, kind, task=task)}))
-    if not found:
-        raise NotRun("d90 of gpt-xs on any task")
-    if len(found) < len(TASKS):
-        bench.note(f"Judged so far on {' and '.join(found)} alone.")
-    return found
+def dimensions(bench, kind):
+    """{task: d90} of gpt-xs on four tasks, as far as they have been run."""
+    return by_task(bench, lambda task: dimension(bench, kind, task=task), FOUR)
 
 
 def text(d):
-    return f"above {GRID[-1]}" if d == BEYOND else str(d)
+    return f"above {d90.GRID[-1]}" if d == BEYOND else str(d)
 
 
 @claim("E", minutes=3)
@@ -108,7 +85,7 @@ def c29_the_maximum_dimension(bench):
     intrinsic one.
 
     Origin: Li et al. 2018, who say the smallest.
-    Measured: the rank of a projection from d = D = 60 numbers: with rank D every update can be reached,
+    Measured: the rank of a projection from d = D = 60 dimensions: with rank D every update can be reached,
     so the largest dimension that works is D for any model and any task.
     Article: it is the minimum, not the maximum.
     Tests: tests/test_intrinsic.py::test_as_many_numbers_as_weights_can_represent_any_update
@@ -127,7 +104,7 @@ def c30_ninety_percent_by_task(bench):
     Measured: d90 of gpt-xs on four tasks, for the target as they have it and for one that starts at the
     majority class (90 % of full can be less than always guessing). It holds if the tasks differ.
     """
-    raw, corrected = by_task(bench, "raw"), by_task(bench, "above chance")
+    raw, corrected = dimensions(bench, "raw"), dimensions(bench, "above chance")
     bench.note(f"As they have it: {each(raw, text)}. Above chance: {each(corrected, text)}.")
     return HOLDS if len(set(corrected.values())) > 1 else OPEN
 
@@ -139,7 +116,7 @@ def c31_dense_projections_are_too_large(bench):
 
     Origin: exact.
     Measured: bytes and operations at d = 1,000 by formula; time of one product at the size of gpt-s, d =
-    256, side by side with Fastfood.
+    256, in turns with Fastfood.
     Tests: tests/test_fastfood.py::test_what_a_hundred_million_weights_cost
     """
     for D in (10**8, 10**11):
@@ -151,8 +128,8 @@ def c31_dense_projections_are_too_large(bench):
 
     def measure():
         z, forms = torch.ones(256), {"dense": Dense(256, D), "fastfood": Fastfood(256, D)}
-        return {"ms": side_by_side({kind: lambda form=form: form(z) for kind, form in forms.items()})}
-    ms = bench.kept("fastest projection", measure)["ms"]
+        return {"ms": side_by_side({kind: lambda form=form: form(z) for kind, form in forms.items()})[0]}
+    ms = bench.kept("projections", measure)["ms"]
     bench.note(f"D = {D:,}, d = 256: dense {ms['dense']:.1f} ms, Fastfood {ms['fastfood']:.1f} ms.")
     return COUNTS
 
@@ -176,7 +153,7 @@ def c32_fastfood_instead(bench):
 
     def dense():
         for d in (128, 512):
-            apart = minus(at(bench, d, projection="dense"), at(bench, d))
+            apart = minus(d90.at(bench, d, projection="dense", **USUAL), d90.at(bench, d, **USUAL))
             bench.note(f"rating with gpt-xs, d = {d}: dense minus Fastfood {pm(apart)} points.")
     bench.extra(dense)
     return HOLDS if (P.norm(dim=0) - 1).abs().max() < 0.01 and cosine < 0.1 else FAILS
@@ -202,7 +179,7 @@ def c33_hyper_parameters_per_layer(bench):
 
     def compared():
         for d in (32, 128, 512):
-            apart = minus(at(bench, d, per_layer=True), at(bench, d))
+            apart = minus(d90.at(bench, d, per_layer=True, **USUAL), d90.at(bench, d, **USUAL))
             bench.note(f"rating with gpt-xs, d = {d}: SAID minus DID {pm(apart)} points.")
         for task in HARDER:
             did, said = (dimension(bench, per_layer=per_layer, task=task) for per_layer in (False, True))
@@ -219,7 +196,7 @@ def c34_all_are_low(bench):
     Measured: the d90 of C30 in percent of D. Low means 1 % or less.
     """
     D = base_size(SHAPES["gpt-xs"])
-    found = by_task(bench, "above chance")
+    found = dimensions(bench, "above chance")
     bench.note(f"Above chance, D = {D:,}: {each(found, text)}; a hundredth is {D // 100:,}.")
     return HOLDS if all(d <= 0.01 * D for d in found.values()) else FAILS
 
@@ -249,13 +226,13 @@ def c36_harder_tasks_larger_dimension(bench):
     Origin: Aghajanyan et al.: ANLI, the hardest of six, has the highest.
     Measured: four tasks in the order of full fine-tuning's error (1,000 examples, gpt-xs) and their d90
     above chance; Spearman's rank correlation. Four tasks decide only if all are in order (1) or the order
-    is reversed (below 0). `claim`, the hardest, is hardly learned at all at this size: few numbers are
+    is reversed (below 0). `claim`, the hardest, is hardly learned at all at this size: few dimensions are
     enough for the little that is.
     """
-    full = {task: bench.trial("full", base=SMALL, task=task, examples=1000) for task in TASKS}
+    full = {task: bench.trial("full", **USUAL | {"task": task}) for task in FOUR}
     error = {task: 100 - mean(scores(records)) for task, records in full.items()}
-    found = {task: dimension(bench, "above chance", task=task) for task in TASKS}
-    rho = spearman([error[t] for t in TASKS], [found[t] for t in TASKS])
+    found = {task: dimension(bench, "above chance", task=task) for task in FOUR}
+    rho = spearman(list(error.values()), list(found.values()))
     bench.note(f"Error: {each(error, '{:.1f}'.format)}. d90: {each(found, text)}. Correlation {rho:.2f}.")
     return HOLDS if rho > 0.99 else FAILS if rho < 0 else OPEN
 

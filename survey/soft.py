@@ -6,18 +6,18 @@ import torch
 
 import train
 from data import tasks
-from data.tokenizers import world
 from data.world import TASKS as WORLD
 from deltas import methods, trainable
-from lab import lowdata, prompts, trials
-from lab.claims.bench import SMALL, TINY, each, score, tiny, with_delta
-from lab.claims.cost import TECHNIQUES, field
-from lab.costs import T5, size, t5_size
-from lab.ledger import COUNTS, DEFINES, FAILS, HOLDS, OPEN, above, below, claim, minus, pm, together
+from harness.settings import settings_of
+from lab import lowdata, prompts
+from lab.runs import dev, mean, scores, sd, steps_to
 from lab.score import rebuild
-from lab.trials import mean, scores, sd, steps_to
+from lab.sizes import T5, size, t5_size
 from methods.full import base_size
 from methods.prefix import KeysValues
+from survey.ledger import COUNTS, DEFINES, FAILS, HOLDS, OPEN, above, below, claim, minus, pm, together
+from survey.shared import SMALL, TECHNIQUES, each, field, score
+from survey.tiny import TINY, next_word_loss, tiny, with_delta
 
 
 # ---- prompts ----
@@ -28,13 +28,12 @@ def c11_prompting(bench):
     maps it to a label.
 
     Origin: background, GPT-3 and the papers after it.
-    Measured: the frozen base asked that way (the next word, for a GPT) on `rating`: accuracy against
+    Measured: the frozen base prompted that way (the next word, for a GPT) on `rating`: accuracy against
     always giving one answer, three sizes; it holds if each size is two standard errors above.
     """
     def measure():
-        return {base: frozen(base) for base in ("gpt-xs", "gpt-s", "gpt-m")}
-    kept, chance = bench.kept("frozen bases", measure), 100 / len(WORLD["rating"].labels)
-    found = {base: kept[base] for base in ("gpt-xs", "gpt-s", "gpt-m")}
+        return {"scores": {base: frozen(base) for base in ("gpt-xs", "gpt-s", "gpt-m")}}
+    found, chance = bench.kept("frozen bases", measure)["scores"], 100 / len(WORLD["rating"].labels)
     bench.note(f"One answer for all: {chance:.1f} %. Frozen: {each(found, '{:.1f} %'.format)}.")
     error = 100 * (chance / 100 * (1 - chance / 100) / tasks.SIZES["test"]) ** 0.5
     return HOLDS if all(value > chance + 2 * error for value in found.values()) else OPEN
@@ -42,9 +41,9 @@ def c11_prompting(bench):
 
 def frozen(base):
     """The test score of a base on `rating` as it is."""
-    settings = trials.settings("full", base=base)
+    settings = settings_of("full", base=base)
     model, tokenizer, task = train.prepare(settings)
-    return train.test_score(model, task, task.test, tokenizer, settings)
+    return train.score(model, task, tokenizer, settings)
 
 
 @claim("D/E", minutes=2)
@@ -55,15 +54,11 @@ def c12_from_words_to_vectors(bench):
     Measured: the three stages on gpt-s and `rating` with eight places in front of the text (eval.py
     prompts).
     """
-    def measure():
-        found = prompts.stages(bench.out, seeds=bench.seeds, base="gpt-s", task="rating", steps=300)
-        return {"manual": found["manual"], "words": [r["words"] for r in found["discrete"]],
-                "discrete": scores(found["discrete"]), "continuous": scores(found["continuous"])}
-    found = bench.kept("stages of prompting", measure, seeds=len(bench.seeds))
-    words = found["words"][0].strip()
+    found = prompts.stages(bench)
+    words = found["discrete"][0]["words"].strip()
     example = f'such as "{words}"' if words else "for none lowered the loss"
-    bench.note(f"By hand {found['manual']:.1f}; searched words {pm(found['discrete'])}, {example}; "
-               f"vectors {pm(found['continuous'])}.")
+    bench.note(f"By hand {found['manual']:.1f}; searched words {score(found['discrete'])}, {example}; "
+               f"vectors {score(found['continuous'])}.")
     return DEFINES
 
 
@@ -82,7 +77,7 @@ def c13_a_prompt_is_a_trainable_embedding(bench):
     mine, losses = trainable(model), []
     optimizer = torch.optim.Adam(mine.values(), lr=0.1)
     for _ in range(30):
-        loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        loss = next_word_loss(model, ids)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -119,7 +114,7 @@ def c15_prompts_converge_slowly(bench):
     `rating` with gpt-s, learning rates tuned (resolution 20 steps; "never" within 300).
     """
     found = field(bench, "rating", *TECHNIQUES, "full")
-    goal = 0.9 * mean([r["dev_score"] for r in found["full"]])
+    goal = 0.9 * dev(found["full"])
     steps = {m: steps_to(records, goal) for m, records in found.items()}
     own = {m: mean([steps_to([r], 0.9 * r["dev_score"]) for r in records]) for m, records in found.items()}
     bench.note(f"To 90 % of full: {each(steps, shown)}.")
@@ -149,10 +144,8 @@ def c16_prompts_are_touchy(bench):
     = 1 and 18 with two starts. Very sensitive means twice their spread, and more than the seeds alone
     explain.
     """
-    words = ",".join(str(world().encode(" " + label)[0]) for label in WORLD["rating"].labels)
     grids = {
-        "prompt": [{"length": P, "init": init, "words": words if init == "labels" else ""}
-                   for P in (1, 5, 20) for init in ("vocab", "random", "labels")],
+        "prompt": [{"length": P, "init": init} for P in (1, 5, 20) for init in ("vocab", "random", "labels")],
         "lora": [{"rank": r, "alpha": 2.0 * r, "targets": targets}
                  for r in (1, 16) for targets in ("query", "query,value")],
         "adapter": [{"bottleneck": m, "init_std": std} for m in (1, 18) for std in (0.0, 0.01)]}
@@ -231,7 +224,7 @@ def c19_a_prefix_is_free_in_every_layer(bench):
     """
     apart = prompt_as_prefix()
     bench.note(f"A prompt written as a prefix moves the logits by {apart:.1g}. A free prefix has 2 L times "
-               "the numbers.")
+               "the parameters.")
     better = minus(*field(bench, "rating", "prefix", "prompt").values())
     bench.note(f"Prefix minus prompt: {pm(better)} points.")
     return HOLDS if apart < 1e-8 else FAILS
@@ -303,23 +296,20 @@ def c21_prefixes_win_with_few_examples(bench):
     """
     verdicts = []
     for n in FEW:
-        prefix, full = (few(bench, method, n, seeds=range(3 * len(bench.seeds))) for method in ("prefix", "full"))
+        prefix, full = few(bench, n, seeds=range(3 * len(bench.seeds)))
         verdicts.append(above(minus(prefix, full), 0))
         bench.note(f"{n} examples: prefix {score(prefix)}, full {score(full)}, difference "
                    f"{pm(minus(prefix, full))}.")
 
     def classification():
-        apart = minus(few(bench, "prefix", 50, "rating"), few(bench, "full", 50, "rating"))
-        bench.note(f"rating, 50 examples: difference {pm(apart)}.")
+        bench.note(f"rating, 50 examples: difference {pm(minus(*few(bench, 50, task='rating')))}.")
     bench.extra(classification)
     return together(*verdicts)
 
 
-def few(bench, method, n, task="describe", seeds=None):
-    """Records at the rate that dev likes best, as `eval.py lowdata --base gpt-xs --steps 200` has them."""
-    tried = [bench.trial(method, seeds, base=SMALL, task=task, examples=n, steps=200, lr=lr)
-             for lr in lowdata.RATES[method]]
-    return max(tried, key=lambda records: mean([r["dev_score"] for r in records]))
+def few(bench, n, **choice):
+    """The records of prefix and of full, as `eval.py lowdata --base gpt-xs --steps 200` has them."""
+    return lowdata.table(bench, sizes=(n,), base=SMALL, steps=200, **choice).values()
 
 
 @claim("E", minutes=7)
@@ -334,9 +324,9 @@ def c22_because_full_fine_tuning_overfits(bench):
     verdicts = [c21_prefixes_win_with_few_examples(bench)]
     bench.notes.clear()
     for n in FEW:
-        gaps = {method: [gap(bench, r) for r in few(bench, method, n)] for method in ("full", "prefix")}
-        wider = [a - b for a, b in zip(gaps["full"], gaps["prefix"])]
-        bench.note(f"{n} examples, gaps: {each(gaps, pm)}; wider by {pm(wider)}.")
+        prefix, full = ([gap(bench, record) for record in records] for records in few(bench, n))
+        wider = [a - b for a, b in zip(full, prefix)]
+        bench.note(f"{n} examples, gaps: full {pm(full)}, prefix {pm(prefix)}; wider by {pm(wider)}.")
         verdicts.append(above(wider, 0))
     return conjecture(*verdicts)
 
