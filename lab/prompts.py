@@ -43,7 +43,7 @@ def search(model, task, pad, length, candidates, seed):
     words, found = [], {(): mean_loss(model, task, task.train, [], pad)}
     for _ in range(length):
         drawn = torch.randint(model.config.vocab_size, (candidates,), generator=generator).tolist()
-        losses = {word: mean_loss(model, task, task.train, words + [word], pad) for word in drawn}
+        losses = {word: mean_loss(model, task, task.train, words + [word], pad) for word in dict.fromkeys(drawn)}
         words = words + [min(losses, key=losses.get)]
         found[tuple(words)] = losses[words[-1]]
     return list(min(found, key=found.get))

@@ -1,29 +1,142 @@
-"""Discrete prompts: words put in front of a text, and the greedy search for them."""
+"""`eval.py prompts` and `lowdata`: words put in front of a text, the search for them, and few examples by seed."""
 
+import pytest
 import torch
 
-from data.tasks import Example, Task
-from lab.prompts import in_front, search
+import pretend
+from data.tasks import Example, Task, only
+from harness.settings import settings_of
+from lab import lowdata, prompts
+from lab.prompts import in_front, mean_loss, search
 from tiny import BERT, GPT, stirred
 
-QUESTION = Example([3, 1, 4], [-100, -100, 5], "", [""])
 
+def question(*ids, label=5):
+    """A text whose label word, 5 or 6, is the next one."""
+    return Example(list(ids), only(label, len(ids) - 1, len(ids)), "", [{5: "a", 6: "b"}[label]])
+
+
+QUESTIONS = [question(3, 1, 4), question(1, 5, 9, 2, label=6), question(6, 5)]
+TASK = Task("tiny", QUESTIONS, [], [], labels=["a", "b"], words=[5, 6])
+
+
+def nats(model, words):
+    """The slow loop: the mean over the questions, each read alone behind `words`."""
+    found = []
+    for example in QUESTIONS:
+        logits = model(torch.tensor([words + example.ids]))[0, -1, [5, 6]]
+        found.append(-logits.log_softmax(dim=0)[["a", "b"].index(example.answers[0])].item())
+    return sum(found) / len(found)
+
+
+# ---- words in front ----
 
 def test_words_stand_before_a_gpts_text_and_behind_berts_cls():
-    assert in_front(QUESTION, [8, 9], GPT).ids == [8, 9, 3, 1, 4]
-    assert in_front(QUESTION, [8, 9], BERT).ids == [3, 8, 9, 1, 4]
-    assert in_front(QUESTION, [8, 9], GPT).targets == [-100, -100, -100, -100, 5]
+    made = question(3, 1, 4)
+    assert in_front(made, [8, 9], GPT).ids == [8, 9, 3, 1, 4]
+    assert in_front(made, [8, 9], BERT).ids == [3, 8, 9, 1, 4]
+    assert in_front(made, [8, 9], GPT).targets == [-100, -100, -100, -100, 5]
+    assert in_front(Example([3, 1], [7, -100], "", []), [8], BERT).targets == [7, -100, -100], "[CLS] keeps its class"
 
 
-def test_the_search_finds_the_one_word_that_helps():
-    """Every word is tried for one place; the oracle is a plain loop over the vocabulary."""
+def test_the_loss_is_a_mean_over_examples_and_not_over_batches():
+    """65 examples in batches of 64 and 1."""
     model = stirred(GPT)
-    task = Task("tiny", [QUESTION], [], [], labels=["a", "b"], words=[5, 6])
+    examples = [question(1, 5, 9, 2, label=6)] + 64 * [question(6, 5)]
+    losses = [mean_loss(model, TASK, [e], [8], 0) for e in examples[:2]]
+    assert mean_loss(model, TASK, examples, [8], 0) == pytest.approx((losses[0] + 64 * losses[1]) / 65, abs=1e-6)
+    assert mean_loss(model, TASK, QUESTIONS, [8, 2], 0) == pytest.approx(nats(model, [8, 2]), abs=1e-6)
 
-    def loss(words):
-        logits = model(torch.tensor([words + QUESTION.ids]))[0, -1, [5, 6]]
-        return -logits.log_softmax(dim=0)[0].item()
 
-    best = min(range(17), key=lambda word: loss([word]))
-    expected = [best] if loss([best]) < loss([]) else []
-    assert search(model, task, 0, length=1, candidates=400, seed=0) == expected != []
+# ---- the search ----
+
+def test_each_place_takes_the_best_word_and_the_best_length_is_what_remains():
+    """400 draws find all of the 17 words; the oracle tries them one after another.
+
+    Here two words are worse than one, three are the best, and a fourth does harm again.
+    """
+    model = stirred(GPT)
+    words, found = [], {(): nats(model, [])}
+    for _ in range(4):
+        words = words + [min(range(17), key=lambda word: nats(model, words + [word]))]
+        found[tuple(words)] = nats(model, words)
+    assert list(found.values()) == pytest.approx([1.47, 0.73, 1.33, 0.47, 1.06], abs=0.005)
+    assert search(model, TASK, 0, length=4, candidates=400, seed=0) == words[:3]
+
+
+def test_the_seed_draws_the_candidates():
+    """With one candidate a place there is nothing to choose but the length."""
+    model = stirred(GPT)
+    drawn = [search(model, TASK, 0, length=4, candidates=1, seed=seed) for seed in range(6)]
+    assert drawn == [search(model, TASK, 0, length=4, candidates=1, seed=seed) for seed in range(6)]
+    assert len(set(map(tuple, drawn))) > 1
+
+
+def test_no_word_at_all_is_found_where_every_word_does_harm(monkeypatch):
+    monkeypatch.setattr(prompts, "mean_loss", lambda model, task, examples, words, pad: 1.0 + len(words))
+    assert search(stirred(GPT), TASK, 0, length=3, candidates=2, seed=0) == []
+
+
+# ---- the three stages ----
+
+def test_the_three_stages_have_the_same_number_of_words_and_the_same_test(monkeypatch, tmp_path, few_examples, capsys):
+    """The words found stand in front of test too; here they are given, and the oracle scores them one by one."""
+    ran = pretend.training(monkeypatch, lambda s: (0.0, 70.0 + s.seed))
+    found = []
+    monkeypatch.setattr(prompts, "search", lambda model, task, pad, length, candidates, seed: found.append(
+        (length, candidates, seed)) or [300 + seed] * length)
+    line = "--base gpt-xs --task sentiment --examples 4 --length 3 --candidates 2 --seeds 2 --device cpu --out"
+    for _ in range(2):
+        prompts.main([*line.split(), str(tmp_path)])
+        assert found == [(3, 2, 0), (3, 2, 1)], "searched once"
+    assert [(s.delta.length, s.seed, s.examples) for s in ran] == [(3, 0, 4), (3, 1, 4)]
+
+    model, tokenizer, task = prompts.train.prepare(settings_of("full", base="gpt-xs", task="sentiment", device="cpu"))
+    right = []
+    for seed in range(2):
+        logits = [model(torch.tensor([[300 + seed] * 3 + e.ids]))[0, -1, task.words] for e in task.test]
+        answers = [task.labels[one.argmax()] for one in logits]
+        right.append(100 * sum(a == e.answers[0] for a, e in zip(answers, task.test)) / len(task.test))
+    shown = capsys.readouterr().out.splitlines()
+    mean, spread = sum(right) / 2, abs(right[0] - right[1]) / 2**0.5
+    assert shown[-5:] == [f"manual {40:14.1f}", f"discrete      {mean:7.1f}{spread:7.1f}",
+                          f"continuous    {70.5:7.1f}{0.5**0.5:7.1f}",
+                          *(f"   seed {seed} found: {tokenizer.decode([300 + seed] * 3)!r}" for seed in range(2))]
+
+
+# ---- few examples ----
+
+def test_few_examples_are_compared_seed_by_seed():
+    """The seeds differ by 20 points, the two methods by 2 in every seed: paired, the interval is zero."""
+    found = {("prefix", 20): [pretend.record(0, 52), pretend.record(0, 72)],
+             ("full", 20): [pretend.record(0, 50), pretend.record(0, 70)]}
+    assert lowdata.difference(found, 20) == (2.0, 0.0)
+
+
+def test_lowdata_writes_descriptions_at_the_best_rate_of_every_size(monkeypatch, tmp_path, capsys):
+    """Prefix: the higher the rate and the more examples, the better on dev; on test it is 3 points ahead of full."""
+    def score(s):
+        prefix = s.delta.name == "prefix"
+        return (100 * s.lr if prefix else 50.0), (40.0 + s.examples + 3 * prefix)
+    ran = pretend.training(monkeypatch, score)
+    lowdata.main(f"--sizes 5,7 --seeds 2 --base gpt-xs --out {tmp_path}".split())
+    assert {s.task for s in ran} == {"describe"} and {s.examples for s in ran} == {5, 7}
+    best = max(lowdata.methods()["prefix"].rates)
+    assert [s.lr for s in ran if s.delta.name == "prefix" and s.seed == 1] == [best, best]
+    assert capsys.readouterr().out.splitlines()[-5:] == [
+        f"{'examples':>9}{'prefix':>20}{'full':>20}",
+        f"{5:>9}{f'48.0 (word {100 * best:.1f})':>20}{'45.0 (word 50.0)':>20}",
+        f"{'':>9}   prefix - full = +3.0 ± 0.0 (95 %)",
+        f"{7:>9}{f'50.0 (word {100 * best:.1f})':>20}{'47.0 (word 50.0)':>20}",
+        f"{'':>9}   prefix - full = +3.0 ± 0.0 (95 %)"]
+    ran.clear()
+    lowdata.main(f"--sizes 6 --seeds 1 --methods bitfit --task rating --out {tmp_path}".split())
+    assert {(s.delta.name, s.task, s.examples) for s in ran} == {("bitfit", "rating", 6)}
+
+
+def test_what_lowdata_cannot_do_is_named(capsys):
+    with pytest.raises(ValueError, match="--methods magic: choose from full"):
+        lowdata.main(["--methods", "prefix,magic"])
+    with pytest.raises(SystemExit):
+        lowdata.main(["--sizes", "20,0"])
+    assert "'0' is not a whole number" in capsys.readouterr().err

@@ -10,7 +10,8 @@ from data import tasks, tokenizers, world
 from data.bases import SHAPES
 from data.own import OwnData
 from data.tasks import Encoder, Example, Task, batches, collate, load_task, only
-from model import Config, Transformer
+from model import Config
+from tiny import stirred
 
 WORLD = tokenizers.world()                             # [CLS] text [SEP]
 PLAIN = tokenizers.world(wraps=False)                  # a GPT reads the text as it is
@@ -95,20 +96,19 @@ def test_a_label_word_must_be_one_token():
 
 # ---- the little world's tasks ----
 
-@pytest.mark.parametrize("base", ["gpt-xs", "bert-xs"])
-@pytest.mark.parametrize("name", [name for name, spec in world.TASKS.items() if spec.labels])
-def test_a_task_asks_for_one_of_its_label_words(base, name):
-    tokenizer = PLAIN if SHAPES[base].causal else WORLD
-    task = load_task(name, tokenizer, SHAPES[base], examples=8)
-    assert (len(task.train), len(task.dev), len(task.test)) == (8, 300, 600)
-    assert [tokenizer.decode([word]).strip() for word in task.words] == task.labels == list(world.TASKS[name].labels)
-    assert task.classes == 0 and task.cut == 0 and task.metric == "accuracy" and task.about
-    for e in task.train + task.dev:
-        assert [t for t in e.targets if t != N] == ids(" " + e.answers[0])
-        assert len(e.ids) == len(e.targets) <= 96
-    texts = {split: {e.text for e in getattr(task, split)} for split in ("train", "dev", "test")}
-    assert not texts["train"] & texts["dev"] | texts["dev"] & texts["test"] | texts["train"] & texts["test"]
-    assert abs(task.majority - 100 / len(task.labels)) < 1
+def test_a_task_is_answered_by_one_of_its_label_words():
+    for name, spec in world.TASKS.items():
+        for tokenizer, config in ((PLAIN, GPT), (WORLD, BERT)) if spec.labels else ():
+            task = load_task(name, tokenizer, config, examples=8)
+            assert (len(task.train), len(task.dev), len(task.test)) == (8, 300, 600)
+            assert tokenizer.decode(task.words).split() == task.labels == list(spec.labels)
+            assert (task.classes, task.cut, task.metric, task.about) == (0, 0, "accuracy", spec.about)
+            for e in task.train + task.dev:
+                assert [t for t in e.targets if t != N] == ids(" " + e.answers[0])
+                assert len(e.ids) == len(e.targets) <= 96
+            texts = [e.text for split in (task.train, task.dev, task.test) for e in split]
+            assert len(set(texts)) == 908, f"{name}: no text is there twice"
+            assert abs(task.majority - 100 / len(task.labels)) < 1
 
 
 def test_the_seed_draws_the_training_examples_and_only_these():
@@ -209,6 +209,23 @@ class Says(torch.nn.Module):
         return self.logits[keep.sum(dim=1)][at.nonzero()[:, 0]]                        # row n: a text of n tokens
 
 
+class Counts(torch.nn.Module):
+    """A model that goes on counting: after token n comes n + 1. It is its own tokenizer, and reads `n_ctx` tokens."""
+
+    pad = 0
+
+    def __init__(self, n_ctx):
+        super().__init__()
+        self.one, self.config = torch.nn.Parameter(torch.eye(50)), Config(50, n_ctx, 12, 1, 3, 20)
+
+    def forward(self, ids, keep, at, cache):
+        assert keep.shape[1] <= self.config.n_ctx
+        return self.one[ids[at] + 1]
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+
 def test_only_the_label_words_compete():
     """Logits 0 1 2 3 9, label words 3 and 1, wanted 3: the loss is log(1 + e^(1 - 3)), whatever word 4 has."""
     task = Task("t", [], [], [], labels=["good", "bad"], words=[3, 1])
@@ -227,9 +244,31 @@ def test_the_dev_score_is_over_examples_and_not_over_batches():
     model = Says([[0.0, 0, 0, 0, 0], [0.0, 5, 0, 0, 0], [0.0, 0, 0, 5, 0]])
     rows = [example(1, 1), example(1, 1), example(1, 1), example(2, 1)]
     assert tasks.dev_score(model, Task("t", [], [], [], labels=["a", "b"], words=[1, 3]), rows, 0, batch_size=3) == 75
-    nats = [-torch.tensor(model.logits[n].tolist()).log_softmax(0)[1].item() for n in (1, 1, 1, 2)]
-    probability = tasks.dev_score(model, Task("t", [], [], [], metric=""), rows, 0, batch_size=3)
-    assert math.isclose(probability, 100 * math.exp(-sum(nats) / 4), rel_tol=1e-5)
+
+
+def test_the_probability_of_a_word_is_a_mean_over_words_and_not_over_examples():
+    """A text of one word and one of two, in a batch each: the three words count alike, in nats."""
+    model = Says([[0.0, 0, 0, 0, 0], [0.0, 5, 0, 0, 0], [0.0, 0, 0, 5, 0]])
+    rows = [example(1, 1), Example([1, 2], [3, 1], "", [])]
+    right = 5 - math.log(4 + math.exp(5))  # nats of the word that has the logit 5, and of another
+    wrong = right - 5
+    found = tasks.dev_score(model, Task("t", [], [], [], metric=""), rows, 0, batch_size=1)
+    assert math.isclose(found, 100 * math.exp((right + right + wrong) / 3), rel_tol=1e-6)
+
+
+def test_a_class_is_read_off_the_state_at_its_place_whatever_is_padded():
+    """A GPT's at the last token of the text, a BERT's at [CLS]; the oracle reads each text alone and by hand."""
+    for tokenizer, config in ((PLAIN, Config(1024, 16, 12, 2, 3, 20)), (WORLD, Config(1024, 16, 12, 2, 3, 20, False))):
+        model, encoder = stirred(config), Encoder(tokenizer, config)
+        model.classify(3)
+        rows = [encoder.classified(text, ["x"], 2) for text in ("the soup", TEXT + " " + TEXT, "we")]
+        logits, wanted = tasks.answer(model, Task("t", [], [], [], labels=list("abx")), *collate(rows, pad=7))
+        head, model.head = model.head, torch.nn.Identity()
+        for row, found in zip(rows, logits):
+            state = model(torch.tensor([row.ids]))[0, -1 if config.causal else 0]
+            pooled = state if config.causal else torch.tanh(head.new_pooler.dense(state))
+            torch.testing.assert_close(found, head.out.weight @ pooled + head.out.bias, rtol=0, atol=1e-8)
+        assert wanted.tolist() == [2, 2, 2]
 
 
 def test_predictions_come_back_in_the_order_of_the_examples():
@@ -239,13 +278,19 @@ def test_predictions_come_back_in_the_order_of_the_examples():
     assert tasks.predictions(model, task, rows, PLAIN, batch_size=3) == ["good", "bad", "good", "bad"]
 
 
-def test_a_written_answer_ends_at_the_end_of_text():
-    torch.manual_seed(0)
-    task = load_task("describe", PLAIN, GPT, examples=2)
-    model = Transformer(GPT)
-    written = tasks.predictions(model, task, task.dev[:3], PLAIN)
-    assert len(written) == 3 and all(isinstance(text, str) for text in written)
-    assert tasks.upto([4, 5, SEP, 6], SEP) == [4, 5] and tasks.upto([4, 5], SEP) == [4, 5]
+def test_a_written_answer_may_be_twice_as_long_as_the_longest_reference():
+    """Behind `1 2` Counts writes 3 4 5 ...: references of one and of three tokens allow six, the model's end fewer."""
+    rows = [Example([1, 2], [N, 9], "", [""]), Example([1, 2, 30, 31], [N, 30, 31, 9], "", [""])]
+
+    def written(n_ctx, stop, rows=rows):
+        model = Counts(n_ctx)
+        return tasks.predictions(model, Task("t", [], [], [], metric="overlap", stop=stop), rows, tokenizer=model)
+    assert written(16, stop=40) == ["3 4 5 6 7 8"] * 2
+    assert written(16, stop=40, rows=rows[:1]) == ["3 4"]
+    assert written(6, stop=40) == ["3 4 5 6"] * 2, "as far as the model reads"
+    assert written(2, stop=40) == ["3"] * 2, "one word, even where the prompt fills it"
+    assert written(16, stop=6) == ["3 4 5"] * 2, "up to the end-of-text token"
+    assert tasks.upto([4, 6, 5, 6], 6) == [4] and tasks.upto([4, 5], 6) == [4, 5]
 
 
 def test_the_majority_is_training_s_and_its_score_the_test_s():
