@@ -111,7 +111,8 @@ def transforms(rows=4096, n=1024):
     compare(f"hadamard, {rows} x {n}, butterfly()", "ns", definition * each, ours * each)
 
 
-def projections(d=1000, D=base_size(MINILM)):
+def projections(d=1000):
+    D = base_size(MINILM)
     ours_mb = extra_mb(lambda: there_and_back(Fastfood(d, D)))
     usual_mb = extra_mb(lambda: there_and_back(Usual(d, D)))
     usual, padded, ours = seconds(3, *(there_and_back(p) for p in
