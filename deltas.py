@@ -14,19 +14,19 @@ afterwards are born trainable.
 """
 
 import hashlib
+import json
 import math
-import os
-import pickle
 import warnings
-import zipfile
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
-from model import Classifier
+from data import files
+from model import Classifier, Refused
 
 
 def methods():
@@ -63,7 +63,7 @@ def check_fields(made):
             wanted = f"a number above {rule['above']}"
         else:
             continue
-        raise ValueError(f"{f.name}={value!r}: choose {wanted}")
+        raise Refused(f"{f.name}={value!r}: choose {wanted}")
 
 
 @dataclass
@@ -143,15 +143,33 @@ def attach(delta, model):
     every technique, and counted apart.
     """
     if getattr(model, "delta", None) is not None:
-        raise ValueError(f"this model carries a delta already ({model.delta}); load a fresh base")
+        raise Refused(f"this model carries a delta already ({model.delta}); load a fresh base")
     mark, shapes = fingerprint(own_parameters(model), model.config), shapes_of(model)
-    model.requires_grad_(False)
-    model = delta.attach(model)
+    with as_before_if_refused(model):
+        model.requires_grad_(False)
+        model = delta.attach(model)
     if isinstance(model.head, Classifier):
         model.head.requires_grad_(True)
     model.delta, model.base_fingerprint, model.base_shapes = delta, mark, shapes
     model.base_size = sum(math.prod(shape) for shape in shapes.values())
     return model
+
+
+@contextmanager
+def as_before_if_refused(model):
+    """An exception inside leaves the model as it was: its modules, its Config, what requires a gradient."""
+    modules = [(m, dict(m._modules)) for m in model.modules()]
+    flags, config = [(p, p.requires_grad) for p in model.parameters()], model.config
+    try:
+        yield
+    except Exception:
+        for module, children in modules:
+            module._modules.clear()
+            module._modules.update(children)
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        model.config, model.delta = config, None
+        raise
 
 
 def trainable(model):
@@ -197,64 +215,93 @@ def fingerprint(tensors, config=""):
 def save(path, model, **notes):
     """Write the delta (and a trained head) to `path` and return the file's size in bytes.
 
-    The file holds tensors, numbers and strings only, so that reading it can run no code. It is written
-    under another name first: an interruption leaves the old file or the new one, never half of one.
+    The file holds tensors, numbers and strings only, so that reading it can run no code, and a digest of all of
+    them. `notes` are plain data. An interruption leaves the old file or the new one, never half of one.
     """
+    if getattr(model, "delta", None) is None or not trainable(model):
+        raise Refused(f"{path}: no delta to save: this model is plain, or its delta has been merged into it")
     content = {
         "format": 2,
         "method": model.delta.name,
         "settings": asdict(model.delta),
         "base": model.base_fingerprint,
         "classes": model.head.out.out_features if isinstance(model.head, Classifier) else 0,
-        "tensors": {name: p.detach().cpu().clone() for name, p in trainable(model).items()},
         "notes": notes,
+        "tensors": {name: p.detach().cpu().clone() for name, p in trainable(model).items()},
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
-    return path.stat().st_size
+    content["digest"] = digest(content)
+    files.replace(path, lambda part: torch.save(content, part))
+    return Path(path).stat().st_size
+
+
+def digest(content):
+    """SHA-256 over all of a delta file but the digest itself."""
+    said = {name: value for name, value in content.items() if name not in ("tensors", "digest")}
+    return fingerprint(content["tensors"], json.dumps(said, sort_keys=True))
 
 
 def read(path):
-    """The content of a delta file as a dictionary. Raises ValueError if `path` is not a whole delta file."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError) as error:
-        raise ValueError(f"{path}: not a delta file, or cut short") from error
+    """The content of a delta file as a dictionary; Refused if `path` is not a whole and sound delta file."""
+    content = files.tensors(path)
     if not isinstance(content, dict) or content.get("format") not in (1, 2):
-        raise ValueError(f"{path}: not a delta file of format 1 or 2")
-    if content["method"] not in methods():
-        raise ValueError(f"{path}: made by the method {content['method']!r}; known are {', '.join(methods())}")
+        raise Refused(f"{path}: not a delta file of format 1 or 2")
+    method = files.field(content, "method", str, path)
+    if method not in methods():
+        raise Refused(f"{path}: made by the method {files.shown(method)!r}; known are {', '.join(methods())}")
+    files.field(content, "base", str, path)
+    files.field(content, "classes", int, path, least=0)
+    files.field(content, "notes", dict, path)
+    files.sound(files.field(content, "tensors", dict, path), path)
+    given, kind = files.field(content, "settings", dict, path), methods()[method]
+    if set(given) != {f.name for f in fields(kind)}:
+        raise Refused(f"{path}: the settings {files.shown(given)} are not those of {method}")
+    try:
+        kind(**given)
+    except Refused as error:
+        raise Refused(f"{path}: {error}") from None
+    if content["format"] > 1 and content.get("digest") != digest(content):
+        raise Refused(f"{path}: damaged: its digest is not that of its content")
     return content
 
 
 def load(path, model):
     """Attach the delta stored at `path` to the plain base `model` and return the model to call.
 
-    Raises ValueError for another base, a missing, surplus or misshapen tensor, an unknown method.
+    Raises Refused for another base, a missing, surplus or misshapen tensor, an unknown method; then the model is
+    what it was before.
     """
     if getattr(model, "delta", None) is not None:
-        raise ValueError(f"this model carries a delta already ({model.delta}); load {path} into a fresh base")
+        raise Refused(f"this model carries a delta already ({model.delta}); load {path} into a fresh base")
     content = read(path)
-    kind = methods()[content["method"]]
-    if set(content["settings"]) != {f.name for f in fields(kind)}:
-        raise ValueError(f"{path}: the settings {content['settings']} are not those of {content['method']}")
-    if content["classes"]:
-        model.classify(content["classes"])
+    delta = methods()[content["method"]](**content["settings"])
+    classes, tensors = content["classes"], content["tensors"]
+    base, config = base_of(model, classes)
     if content["format"] == 1:
         warnings.warn(f"{path}: an older file, which proves its base's parameters but not its Config", stacklevel=2)
-    base = fingerprint(own_parameters(model), model.config if content["format"] > 1 else "")
-    if content["base"] != base:
-        raise ValueError(f"{path}: trained on another base (fingerprint {content['base'][:12]}, "
-                         f"this base has {base[:12]})")
-    delta = kind(**content["settings"])
-    model = attach(delta, model)
-    delta.finish(model)
-    copy_into(trainable(model), content["tensors"], path)
-    return model
+    mark = fingerprint(base, config if content["format"] > 1 else "")
+    if content["base"] != mark:
+        raise Refused(f"{path}: trained on another base (fingerprint {content['base'][:12]}, "
+                      f"this base has {mark[:12]})")
+    size = sum(t.numel() for t in tensors.values())
+    wanted = delta.formula(config) + Classifier.formula(config, classes)
+    if size != wanted:  # before anything of that size is allocated
+        raise Refused(f"{path}: holds {size:,} values, where {delta} on this base has {wanted:,}")
+    with as_before_if_refused(model):
+        if classes:
+            model.classify(classes)
+        new = attach(delta, model)
+        delta.finish(new)
+        copy_into(trainable(new), tensors, path)
+    return new
+
+
+def base_of(model, classes):
+    """({name: parameter}, Config) of a plain model as they are once it has a Classifier, if it is to have one."""
+    if not classes:
+        return own_parameters(model), model.config
+    own = {id(p) for child in model.children() if child is not model.head for p in child.parameters()}
+    return ({name: p for name, p in model.named_parameters() if id(p) in own},
+            replace(model.config, lm_head="none"))
 
 
 @torch.no_grad()
@@ -262,10 +309,11 @@ def copy_into(targets, tensors, path):
     """Copy {name: tensor} into {name: parameter}; the names and the shapes must agree exactly."""
     for what, names in (("misses", set(targets) - set(tensors)), ("has a surplus of", set(tensors) - set(targets))):
         if names:
-            raise ValueError(f"{path} {what} {', '.join(sorted(names)[:3])} ({len(names)} in all)")
+            raise Refused(f"{path} {what} {', '.join(map(files.shown, sorted(names)[:3]))} ({len(names)} in all)")
     for name, target in targets.items():
         if target.shape != tensors[name].shape:
-            raise ValueError(f"{path}: {name} is {tuple(tensors[name].shape)}, not {tuple(target.shape)}")
+            raise Refused(f"{path}: {name} is {tuple(tensors[name].shape)}, not {tuple(target.shape)}")
+    for name, target in targets.items():
         target.copy_(tensors[name])
 
 
@@ -278,12 +326,12 @@ def merge(model):
     model has other parameters than the base had.
     """
     if not trainable(model):
-        raise ValueError("nothing to merge: no delta is attached, or it has been merged already")
+        raise Refused("nothing to merge: no delta is attached, or it has been merged already")
     delta, shapes = model.delta, model.base_shapes
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
         model = model.float()
     model = delta.merge(model)
     if strange := sorted(shapes_of(model).items() ^ shapes.items()):
-        raise ValueError(f"{delta.name} cannot be merged: {strange[0][0]} is left, which is not the base's own")
+        raise Refused(f"{delta.name} cannot be merged: {strange[0][0]} is left, which is not the base's own")
     model.delta = None
     return model.requires_grad_(False)

@@ -27,6 +27,20 @@ import torch.nn.functional as F
 from torch import nn
 
 
+class Refused(ValueError):
+    """What this code refuses: the message names the value, its place and what would be right."""
+
+
+class NotFinite(Refused):
+    """Logits with NaN or infinity in them: an argmax would take the first class, and nobody would notice."""
+
+
+def finite(logits):
+    if not logits.isfinite().all():
+        raise NotFinite("logits that are NaN or infinite")
+    return logits
+
+
 @dataclass(frozen=True)
 class Config:
     """The shape of a model. The defaults are GPT-2's choices; BERT's stand beside them."""
@@ -48,9 +62,9 @@ class Config:
 
     def __post_init__(self):
         if self.d_model % self.n_head:
-            raise ValueError(f"d_model={self.d_model} is not a multiple of n_head={self.n_head}")
+            raise Refused(f"d_model={self.d_model} is not a multiple of n_head={self.n_head}")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation={self.activation!r}: choose from {sorted(ACTIVATIONS)}")
+            raise Refused(f"activation={self.activation!r}: choose from {sorted(ACTIVATIONS)}")
 
 
 def gelu_tanh(x):
@@ -178,6 +192,13 @@ class Classifier(nn.Module):
         nn.init.normal_(self.out.weight, std=0.02)
         nn.init.zeros_(self.out.bias)
 
+    @staticmethod
+    def formula(config, n_classes):
+        """The parameters of a head for `n_classes`; 0 for none."""
+        D = config.d_model
+        pooler = D * D + D if not config.pooler and not config.causal else 0
+        return n_classes * (D + 1) + pooler if n_classes else 0
+
     def forward(self, x):
         return self.out(x if self.new_pooler is None else self.new_pooler(x))          # (..., C)
 
@@ -231,7 +252,7 @@ class Transformer(nn.Module):
         T = ids.shape[1]
         keep = torch.ones_like(ids, dtype=torch.bool) if keep is None else keep
         if keep.shape[1] > self.config.n_ctx:
-            raise ValueError(f"a text of {keep.shape[1]} tokens; this model reads at most {self.config.n_ctx}")
+            raise Refused(f"a text of {keep.shape[1]} tokens; this model reads at most {self.config.n_ctx}")
         # A token's position is the number of real tokens before it: pads count for nothing, soft tokens too.
         place = (keep.cumsum(dim=1) - 1).clamp(min=0)[:, -T:]                          # (B, T)
         x = self.tokens(ids) + self.positions(place)                                   # (B, T, D)
@@ -277,7 +298,7 @@ def generate(model, ids, keep=None, steps=64, stop=None):
     at = torch.arange(ids.shape[1], device=ids.device) == last                         # (B, T)
     cache, new, done = {}, [], torch.zeros_like(last, dtype=torch.bool)
     for _ in range(steps):
-        ids = model(ids, keep, at=at, cache=cache).argmax(dim=-1, keepdim=True)        # (B, 1)
+        ids = finite(model(ids, keep, at=at, cache=cache)).argmax(dim=-1, keepdim=True)  # (B, 1)
         new.append(ids)
         done |= ids == stop if stop is not None else False
         if done.all():

@@ -26,9 +26,10 @@ from data.bases import load_base
 from deltas import attach, methods, save, trainable
 from harness import checks, report, results
 from harness.settings import Settings, arguments, settings_typed
+from model import Refused
 
 
-class Diverged(ValueError):
+class Diverged(Refused):
     """The loss is no longer finite: the learning rate is too high."""
 
 
@@ -60,7 +61,7 @@ def run(settings: Settings, out, say=print):
     stored = report.stored(model)
     dev = max(s for _, s in curve)
     found = score(model, task, tokenizer, settings) if task.metric else dev
-    size = save(Path(out) / file, model, **given.plain, score=found)
+    size = save(Path(out) / file, model, **given.plain, labels=task.labels, words=task.words, score=found)
     full = {"full_score": found, "relative": 1.0} if given.delta.name == "full" else {}
     return {
         "method": given.delta.name, "base": given.plain["base"], "task": given.task, "seed": given.seed,

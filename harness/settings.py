@@ -20,6 +20,7 @@ from data import world
 from data.bases import SHAPES
 from deltas import Delta, check_fields, methods, setting
 from harness import identity
+from model import Refused
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Settings:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         check_fields(self)
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device='cuda': PyTorch finds no CUDA device here; choose cpu")
+            raise Refused("device='cuda': PyTorch finds no CUDA device here; choose cpu")
         if self.lr is None:
             self.lr = self.delta.lr if self.shipped else self.delta.lr_real
         if self.steps is None and self.epochs is None:
@@ -111,7 +112,7 @@ def settings_of(method, **choice):
     own = {f.name: choice.pop(f.name) for f in fields(kind) if f.name in choice}
     unknown = set(choice) - {f.name for f in fields(Settings)}
     if unknown:
-        raise ValueError(f"{method} has no {sorted(unknown)[0]!r}, and neither has training")
+        raise Refused(f"{method} has no {sorted(unknown)[0]!r}, and neither has training")
     return Settings(kind(**own), **choice)
 
 
@@ -166,12 +167,12 @@ def value(name, text):
     """A field of a technique or of a run, read from text: value("rank", "8") -> 8."""
     kinds = {f.name: f.type for kind in (Settings, *methods().values()) for f in fields(kind) if f.metadata}
     if name not in kinds:
-        raise ValueError(f"{name!r} is no field: choose from {', '.join(sorted(kinds))}")
+        raise Refused(f"{name!r} is no field: choose from {', '.join(sorted(kinds))}")
     try:
         return {"true": True, "false": False}[text.lower()] if kinds[name] is bool else kinds[name](text)
     except (ValueError, KeyError):
         wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kinds[name]]
-        raise ValueError(f"{name}={text}: {name} is {wanted}") from None
+        raise Refused(f"{name}={text}: {name} is {wanted}") from None
 
 
 def arguments(argv=None):

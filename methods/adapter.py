@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import nn
 
-from deltas import Delta, matrix_entries, setting
+from deltas import Delta, Refused, matrix_entries, setting
 
 
 class Bottleneck(nn.Module):
@@ -78,4 +78,4 @@ class Adapter(Delta):
         return 2 * (n + added), 4 * n + 6 * added
 
     def merge(self, model):
-        raise ValueError("an adapter cannot be merged: no matrix equals a non-linear layer in series")
+        raise Refused("an adapter cannot be merged: no matrix equals a non-linear layer in series")

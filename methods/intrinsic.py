@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from deltas import Delta, matrix_entries, own_parameters, setting
+from deltas import Delta, Refused, matrix_entries, own_parameters, setting
 from fastfood import Dense, Fastfood
 
 PROJECTIONS = {"fastfood": Fastfood, "dense": Dense}
@@ -97,7 +97,7 @@ class Intrinsic(Delta):
         D = sum(p.numel() for p in own_parameters(model).values())
         m = len(model.blocks) + 2 if self.per_layer else 0
         if not m < self.dim <= D:
-            raise ValueError(f"dim={self.dim}: this model has {D} weights and {m} scales of layers; "
+            raise Refused(f"dim={self.dim}: this model has {D} weights and {m} scales of layers; "
                              f"choose {m + 1} to {D}")
         kind, device = PROJECTIONS[self.projection], model.tokens.weight.device
         return Subspace(model, kind(self.dim - m, D, self.projection_seed, device=device), scales=m)

@@ -14,7 +14,7 @@ Reference: FT-top2 in Li & Liang 2021; Lee, Tang & Lin 2019 (a quarter of the la
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deltas import Delta, matrix_entries, setting
+from deltas import Delta, Refused, matrix_entries, setting
 from methods.full import block_size
 
 
@@ -29,7 +29,7 @@ class LastLayer(Delta):
 
     def attach(self, model):
         if self.k > len(model.blocks):
-            raise ValueError(f"k={self.k}: this model has {len(model.blocks)} blocks, choose 1 to that many")
+            raise Refused(f"k={self.k}: this model has {len(model.blocks)} blocks, choose 1 to that many")
         model.blocks[-self.k:].requires_grad_(True)
         return model
 

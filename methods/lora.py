@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from deltas import Delta, matrix_entries, setting
+from deltas import Delta, Refused, matrix_entries, setting
 
 PLACES = {"query": "attention", "key": "attention", "value": "attention", "out": "attention",
           "up": "mlp", "down": "mlp"}
@@ -61,9 +61,9 @@ class LoRA(Delta):
         super().__post_init__()
         unknown = [name for name in self.targets.split(",") if name not in PLACES]
         if unknown:
-            raise ValueError(f"targets: {unknown[0]!r} is none of {', '.join(PLACES)}")
+            raise Refused(f"targets: {unknown[0]!r} is none of {', '.join(PLACES)}")
         if len(set(self.targets.split(","))) < len(self.targets.split(",")):
-            raise ValueError(f"targets={self.targets!r} names a projection twice")
+            raise Refused(f"targets={self.targets!r} names a projection twice")
 
     def attach(self, model):
         for layer, name in self.places(model):

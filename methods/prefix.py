@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deltas import Delta, matrix_entries, setting
+from deltas import Delta, Refused, matrix_entries, setting
 from methods.prompt import starting_words
 
 
@@ -131,7 +131,7 @@ class Prefix(Delta):
                 block.attention.prefix = KeysValues(block.attention.prefix.rows().detach().clone())
 
     def merge(self, model):
-        raise ValueError("a prefix cannot be merged: it is P more keys to look at, not a change of a weight")
+        raise Refused("a prefix cannot be merged: it is P more keys to look at, not a change of a weight")
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deltas import Delta, matrix_entries, setting
+from deltas import Delta, Refused, matrix_entries, setting
 
 
 class SoftPrompt(nn.Module):
@@ -54,12 +54,12 @@ class Prompt(Delta):
         if self.init != "labels" or self.words:
             return self
         if not task.words:
-            raise ValueError("init=labels needs a task with label words")
+            raise Refused("init=labels needs a task with label words")
         return replace(self, words=",".join(map(str, task.words)))
 
     def attach(self, model):
         if self.init == "labels" and not self.words:
-            raise ValueError("init='labels' needs words, the token ids of the label words, such as '12,7'")
+            raise Refused("init='labels' needs words, the token ids of the label words, such as '12,7'")
         table = model.tokens.weight.detach().float()                                   # (V, D)
         words = starting_words(self.words if self.init == "labels" else "", self.length, table)
         vectors = F.embedding(words, table)                                            # (P, D)
@@ -76,13 +76,13 @@ class Prompt(Delta):
         return 2 * matrix_entries(config) * longer, 4 * matrix_entries(config) * longer
 
     def merge(self, model):
-        raise ValueError("a prompt cannot be merged: it is P more words to read, not a change of a weight")
+        raise Refused("a prompt cannot be merged: it is P more words to read, not a change of a weight")
 
 
 def starting_words(words, length, table):
     """Token ids to start from, (length,): those in `words` ("12,7"), then ids drawn from the whole table."""
     ids = [int(word) for word in words.split(",") if word]
     if any(not 0 <= word < len(table) for word in ids):
-        raise ValueError(f"words={words!r}: the vocabulary has the ids 0 to {len(table) - 1}")
+        raise Refused(f"words={words!r}: the vocabulary has the ids 0 to {len(table) - 1}")
     drawn = torch.randint(len(table), (length,), device="cpu")  # there, a seed draws the same words for every device
     return torch.cat([torch.tensor(ids, dtype=torch.long, device="cpu"), drawn])[:length].to(table.device)
