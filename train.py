@@ -61,7 +61,7 @@ def run(settings: Settings, out, say=print):
     stored = report.stored(model)
     dev = max(s for _, s in curve)
     found = score(model, task, tokenizer, settings) if task.metric else dev
-    size = save(Path(out) / file, model, **given.plain, labels=task.labels, words=task.words, score=found)
+    size = save(Path(out) / file, model, **given.plain, labels=task.labels, label_words=task.words, score=found)
     full = {"full_score": found, "relative": 1.0} if given.delta.name == "full" else {}
     return {
         "method": given.delta.name, "base": given.plain["base"], "task": given.task, "seed": given.seed,
