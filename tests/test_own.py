@@ -44,10 +44,10 @@ def test_labels_may_be_anything_and_lines_may_end_as_on_windows(tmp_path):
     assert data.labels == ["-1", "1"]
 
 
-@pytest.mark.parametrize("line", ["no tab here", "two\ttabs\there", "\tgood", "a text\t ", "  \tgood"])
-def test_a_bad_row_of_a_tsv_is_named(tmp_path, line):
-    folder(tmp_path, train_tsv=TSV + line + "\n", dev_tsv=TSV)
-    refused(tmp_path, "train.tsv, line 4:", "is not text, one tab, label", repr(line)[1:-1][:20])
+def test_a_bad_row_of_a_tsv_is_named(tmp_path):
+    for line in ("no tab here", "two\ttabs\there", "\tgood", "a text\t ", "  \tgood"):
+        folder(tmp_path, train_tsv=TSV + line + "\n", dev_tsv=TSV)
+        refused(tmp_path, f"train.tsv, line 4: {line!r} is not text, one tab, label")
 
 
 def test_the_line_number_counts_empty_lines_too(tmp_path):
@@ -84,7 +84,8 @@ def test_what_is_missing_is_named(tmp_path):
 # ---- template.json: label words for a base with an LM head ----
 
 def template(path, content):
-    (path / "template.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    text = content if isinstance(content, str) else json.dumps(content)
+    (path / "template.json").write_text(text, encoding="utf-8")
     return folder(path, train_tsv=TSV, dev_tsv=TSV)
 
 
@@ -93,18 +94,17 @@ def test_a_template_gives_each_label_a_word_in_the_order_of_the_labels(tmp_path)
     assert data.template == "{text} It was [MASK]." and data.words == ["sad", "fine"]
 
 
-@pytest.mark.parametrize("content, why", [
-    ("{", "one word for each of the labels bad, good"),
-    ("[1]", "one word for each"),
-    ({"template": "{text} [MASK]", "words": {"good": "fine"}}, "one word for each of the labels bad, good"),
-    ({"words": {"good": "fine", "bad": "sad"}}, "needs a template"),
-    ({"template": "It was [MASK]", "words": {"good": "a", "bad": "b"}}, "needs {text} once and [MASK] once"),
-    ({"template": "{text} It was", "words": {"good": "a", "bad": "b"}}, "needs {text} once and [MASK] once"),
-    ({"template": "{text} {text} [MASK]", "words": {"good": "a", "bad": "b"}}, "needs {text} once"),
-    ({"template": "[MASK]: {text}", "words": {"good": "a", "bad": "b"}}, "must have [MASK] behind {text}"),
-])
-def test_a_template_that_cannot_be_used_says_why(tmp_path, content, why):
-    refused(template(tmp_path, content), "template.json", why)
+def test_a_template_that_cannot_be_used_says_why(tmp_path):
+    words = {"good": "a", "bad": "b"}
+    for content, why in (
+            ("{", "needs a template, and under words one word for each of the labels bad, good"),
+            ([1], "one word for each of the labels"), ({"words": words}, "needs a template"),
+            ({"template": "{text} [MASK]", "words": {"good": "fine"}}, "one word for each of the labels bad, good"),
+            ({"template": "It was [MASK]", "words": words}, "needs {text} once and [MASK] once"),
+            ({"template": "{text} It was", "words": words}, "needs {text} once and [MASK] once"),
+            ({"template": "{text} {text} [MASK]", "words": words}, "needs {text} once"),
+            ({"template": "[MASK]: {text}", "words": words}, "must have [MASK] behind {text}")):
+        refused(template(tmp_path, content), "template.json", why)
 
 
 # ---- jsonl: prompts and completions ----
@@ -121,13 +121,12 @@ def test_jsonl_is_a_prompt_and_a_completion_a_line(tmp_path):
     assert data.labels == [] and data.metric == "overlap"
 
 
-@pytest.mark.parametrize("line, why", [
-    ("{not json", "not {"), ('{"prompt": "a"}', "not {"), ('["a", "b"]', "not {"), ("3", "not {"),
-    ('{"prompt": "a", "completion": " "}', "not empty"), ('{"prompt": 7, "completion": "b"}', "must be texts"),
-])
-def test_a_bad_row_of_a_jsonl_is_named(tmp_path, line, why):
-    folder(tmp_path, train_jsonl=rows(("a", "b")), dev_jsonl=rows(("a", "b"), ("c", "d")) + line + "\n")
-    refused(tmp_path, "dev.jsonl, line 3:", why)
+def test_a_bad_row_of_a_jsonl_is_named(tmp_path):
+    for line, why in (
+            ("{not json", "not {"), ('{"prompt": "a"}', "not {"), ('["a", "b"]', "not {"), ("3", "not {"),
+            ('{"prompt": "a", "completion": " "}', "not empty"), ('{"prompt": 7, "completion": "b"}', "must be texts")):
+        folder(tmp_path, train_jsonl=rows(("a", "b")), dev_jsonl=rows(("a", "b"), ("c", "d")) + line + "\n")
+        refused(tmp_path, "dev.jsonl, line 3:", why)
 
 
 # ---- csv: E2E ----
@@ -143,13 +142,12 @@ def test_csv_is_e2es_mr_and_ref(tmp_path):
     assert data.metric == "attributes"
 
 
-@pytest.mark.parametrize("content, why", [
-    ("mr;ref\na;b\n", "line 1: the columns are ['mr;ref'], not mr,ref"), ("", "line 1"),
-    (E2E + "name[X],\n", "line 4: mr or ref is empty"), (E2E + "alone\n", "line 4: mr or ref is empty"),
-    ("mr,ref\n", "no rows"), (b"mr,ref\n\xe7a,va\n", "not UTF-8"),
-])
-def test_a_bad_row_of_a_csv_is_named(tmp_path, content, why):
-    refused(folder(tmp_path, train_csv=content, dev_csv=E2E), "train.csv", why)
+def test_a_bad_row_of_a_csv_is_named(tmp_path):
+    for content, why in (
+            ("mr;ref\na;b\n", "line 1: the columns are ['mr;ref'], not mr,ref"), ("", "line 1"),
+            (E2E + "name[X],\n", "line 4: mr or ref is empty"), (E2E + "alone\n", "line 4: mr or ref is empty"),
+            ("mr,ref\n", "no rows"), (b"mr,ref\n\xe7a,va\n", "not UTF-8")):
+        refused(folder(tmp_path, train_csv=content, dev_csv=E2E), "train.csv", why)
 
 
 def test_the_reader_program_finds_what_a_text_states():

@@ -28,7 +28,7 @@ TRICKY = [
     "a gorgeous , witty , seductive movie .", "it 's a charming and often affecting journey .", "\t", "\n \n"]
 
 
-# By hand
+# ---- by hand ----
 
 def byte_pair_encode(text, merges):
     """The slow loop: join, everywhere, the neighbours that stand first in the list; until none is in it."""
@@ -43,7 +43,7 @@ def byte_pair_encode(text, merges):
     return parts
 
 
-MERGES = [("l", "o"), ("Ġ", "lo"), ("w", "e"), ("Ġlo", "we"), ("Ġlowe", "r"), ("Ã", "©"), ("r", "s")]
+MERGES = [("l", "o"), ("Ġ", "lo"), ("w", "e"), ("Ġlo", "we"), ("Ġlowe", "r"), ("Ã", "©"), ("r", "s"), ("#", "#")]
 
 
 def small(folder, special, order=list):
@@ -63,7 +63,8 @@ def shuffled(tokens):
 def test_the_merges_are_applied_in_their_order(tmp_path):
     vocab = small(tmp_path, ["<|endoftext|>"])
     tokenizer = bpe_from(tmp_path, wraps=False)
-    words = {" lowers": "Ġlowers", " lower": "Ġlower", " low": "Ġlow", "lowé": "lowÃ©", " wewe": "Ġwewe"}
+    words = {" lowers": "Ġlowers", " lower": "Ġlower", " low": "Ġlow", "lowé": "lowÃ©", " wewe": "Ġwewe",
+             "###": "###"}  # a line of merges.txt may begin with # and be no comment
     for text, letters in words.items():
         assert tokenizer.encode(text) == [vocab[token] for token in byte_pair_encode(letters, MERGES)], text
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -75,16 +76,16 @@ def test_every_byte_has_a_letter():
     assert [letters[c] for c in "!~¡ÿĀĠŃ"] == [33, 126, 161, 255, 0, 32, 173]  # the last three do not print
 
 
-@pytest.mark.parametrize("merge", [list, " ".join])
-def test_a_tokenizer_file_alone_says_the_same(merge, tmp_path):
+def test_a_tokenizer_file_alone_says_the_same(tmp_path):
     vocab = small(tmp_path, ["<|endoftext|>"], shuffled)
     expected = bpe_from(tmp_path, wraps=False).encode(" lowers lower lowé")
     (tmp_path / "vocab.json").unlink()
     (tmp_path / "merges.txt").unlink()
-    whole = {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
-             "model": {"type": "BPE", "vocab": vocab, "merges": [merge(pair) for pair in MERGES]}}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
-    assert bpe_from(tmp_path, wraps=False).encode(" lowers lower lowé") == expected
+    for merge in (list, " ".join):  # a pair, or as older files have it one string
+        whole = {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+                 "model": {"type": "BPE", "vocab": vocab, "merges": [merge(pair) for pair in MERGES]}}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+        assert bpe_from(tmp_path, wraps=False).encode(" lowers lower lowé") == expected
 
 
 def test_robertas_ids_are_gpt2s_in_another_order(tmp_path):
@@ -126,7 +127,7 @@ def test_the_little_world_has_its_own_table():
     assert world(wraps=False).wrap([5]) == [5]
 
 
-# Beside transformers
+# ---- beside transformers ----
 
 @pytest.fixture
 def gpt2(tmp_path):
@@ -200,45 +201,44 @@ def test_wordpiece_gives_the_ids_of_transformers(tmp_path):
     assert tokenizer.mask not in tokenizer.encode("[MASK]")
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"do_lower_case": True}, {"do_lower_case": False}, {"strip_accents": False},
-    {"do_lower_case": False, "strip_accents": True}, {"tokenize_chinese_chars": False}])
-def test_wordpiece_from_the_bare_vocabulary_follows_its_settings(settings, tmp_path):
+def test_wordpiece_from_the_bare_vocabulary_follows_its_settings(tmp_path):
     folder = minilm(tmp_path)
     (folder / "tokenizer.json").unlink()
-    settings = {"tokenizer_class": "BertTokenizer", **settings}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    theirs, tokenizer = library().BertTokenizerFast.from_pretrained(folder), wordpiece_from(folder)
-    assert tokenizer.vocab_size == 30522
-    for text in TRICKY + mixed_texts(50):
-        assert tokenizer.wrap(tokenizer.encode(text)) == theirs(text)["input_ids"], text
+    for settings in ({}, {"do_lower_case": True}, {"do_lower_case": False}, {"strip_accents": False},
+                     {"do_lower_case": False, "strip_accents": True}, {"tokenize_chinese_chars": False}):
+        settings = {"tokenizer_class": "BertTokenizer", **settings}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        theirs, tokenizer = library().BertTokenizerFast.from_pretrained(folder), wordpiece_from(folder)
+        assert tokenizer.vocab_size == 30522
+        for text in TRICKY + mixed_texts(50):
+            assert tokenizer.wrap(tokenizer.encode(text)) == theirs(text)["input_ids"], (settings, text)
 
 
-# What is refused
+# ---- what is refused ----
 
-@pytest.mark.parametrize("settings", [{"add_prefix_space": True}, {"tokenizer_class": "CLIPTokenizer"}])
-def test_a_setting_that_changes_the_ids_is_refused_by_name(settings, tmp_path):
+def test_a_setting_that_changes_the_ids_is_refused_by_name(tmp_path):
     small(tmp_path, ["<|endoftext|>"])
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    (key, value), = settings.items()
-    with pytest.raises(ValueError, match=f"{key}={value!r}"):
-        bpe_from(tmp_path, wraps=False)
+    for key, value in (("add_prefix_space", True), ("tokenizer_class", "CLIPTokenizer")):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: value}), encoding="utf-8")
+        with pytest.raises(ValueError, match=f"{key}={value!r}"):
+            bpe_from(tmp_path, wraps=False)
 
 
-@pytest.mark.parametrize("part, value", [
-    ("normalizer", {"type": "NFC"}), ("pre_tokenizer", {"type": "Whitespace"}),
-    ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True}),
-    ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}),
-    ("model", {"type": "Unigram"})])
-def test_a_tokenizer_file_of_another_kind_is_refused(part, value, tmp_path):
+def test_a_tokenizer_file_of_another_kind_is_refused(tmp_path):
     small(tmp_path, ["<|endoftext|>"])
-    whole = {"normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+    known = {"normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
              "model": {"type": "BPE"}}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(known), encoding="utf-8")
     bpe_from(tmp_path, wraps=False)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(whole | {part: value}), encoding="utf-8")
-    with pytest.raises(ValueError, match="tokenizer.json has"):
-        bpe_from(tmp_path, wraps=False)
+    for part, value in (
+            ("normalizer", {"type": "NFC"}), ("pre_tokenizer", {"type": "Whitespace"}),
+            ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True}),
+            ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}),
+            ("model", {"type": "Unigram"})):
+        file.write_text(json.dumps(known | {part: value}), encoding="utf-8")
+        with pytest.raises(ValueError, match="tokenizer.json has"):
+            bpe_from(tmp_path, wraps=False)
 
 
 def test_a_vocabulary_that_does_not_fit_the_merges_is_refused(tmp_path):
@@ -265,14 +265,12 @@ def test_a_gpt2_vocabulary_is_no_robertas(tmp_path):
         bpe_from(tmp_path, wraps=True)
 
 
-@pytest.mark.parametrize("read, match", [
-    (lambda folder: bpe_from(folder, wraps=False), "vocab.json and merges.txt"),
-    (wordpiece_from, "tokenizer.json or vocab.txt")])
-def test_a_folder_without_a_tokenizer_says_what_it_wants(read, match, tmp_path):
-    if read is wordpiece_from:
-        pytest.importorskip("tokenizers", reason="pip install -r requirements-extra.txt")
-    with pytest.raises(FileNotFoundError, match=match):
-        read(tmp_path)
+def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="vocab.json and merges.txt"):
+        bpe_from(tmp_path, wraps=False)
+    pytest.importorskip("tokenizers", reason="pip install -r requirements-extra.txt")
+    with pytest.raises(FileNotFoundError, match="tokenizer.json or vocab.txt"):
+        wordpiece_from(tmp_path)
 
 
 def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):
@@ -284,13 +282,14 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch
 def test_a_checkpoint_and_its_tokenizer_must_agree(tmp_path):
     from data import checkpoints
     small(tmp_path, ["<|endoftext|>"])
-    settings = {"model_type": "gpt2", "vocab_size": 264}
+    settings = {"model_type": "gpt2", "vocab_size": 265}
     (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-    assert checkpoints.tokenizer(tmp_path).vocab_size == 264
-    (tmp_path / "config.json").write_text(json.dumps(settings | {"vocab_size": 263}), encoding="utf-8")
-    with pytest.raises(ValueError, match="264 tokens, the model only vocab_size=263"):
+    assert checkpoints.tokenizer(tmp_path).vocab_size == 265
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"vocab_size": 264}), encoding="utf-8")
+    with pytest.raises(ValueError, match="265 tokens, the model only vocab_size=264"):
         checkpoints.tokenizer(tmp_path)
 
     small(tmp_path, ["<s>", "</s>"])
-    (tmp_path / "config.json").write_text(json.dumps(settings | {"model_type": "roberta", "vocab_size": 300}))
+    settings |= {"model_type": "roberta", "vocab_size": 300}
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     assert checkpoints.tokenizer(tmp_path).wrap([7]) == [0, 7, 1]
