@@ -10,7 +10,7 @@ import torch
 import train
 from data import tasks, world
 from deltas import methods
-from harness import results
+from harness import boundary, results
 from harness.settings import Settings, arguments, first_line, settings_typed
 from methods.lora import LoRALinear
 
@@ -20,7 +20,7 @@ SMALL = "--base gpt-xs --scratch --examples 12 --batch_size 4 --steps 3 --device
 
 def command(monkeypatch, line):
     monkeypatch.setattr(sys, "argv", ["train.py", *line.split()])
-    train.main()
+    boundary.run(train.main)
 
 
 def ended(capsys, function, *arguments):
@@ -150,10 +150,3 @@ def test_a_learning_rate_that_is_too_high_ends_with_a_line_that_names_it(monkeyp
     code, text = ended(capsys, command, monkeypatch, f"--method lora --lr 1e30 {SMALL} --out {tmp_path}")
     assert code == 2 and re.search(r"the loss is (nan|inf) at step 2: lower --lr \(it is 1e\+30\)$", text.strip())
     assert results.read(tmp_path) == []
-
-
-def test_an_interruption_says_what_is_kept(monkeypatch, capsys):
-    def run(*_):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(train, "run", run)
-    assert ended(capsys, command, monkeypatch, f"--method lora {SMALL}")[0].endswith("runs are in results.jsonl")

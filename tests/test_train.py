@@ -1,24 +1,29 @@
-"""train.py as a program: the settings, the training loop, the self-check, one run of each technique."""
+"""A run and its one loop: thirty steps by hand, the self-checks, the record, one run of each technique."""
 
+import copy
 import json
 import math
 import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import train
 from data import tasks
-from data.tasks import Task
+from data.bases import SHAPES
+from data.tasks import Example, Task
 from deltas import attach, fingerprint, methods, read, trainable
-from lab import checks, report, results
+from harness import checks, report, results
+from harness.settings import Settings
 from lab.score import rebuild
+from methods.bitfit import BitFit
+from methods.lora import LoRA
+from methods.prefix import Prefix
 from model import Transformer
-from tiny import GPT
-from train import Settings
+from tiny import GPT, same, stirred
 
 SMALL = {"base": "gpt-xs", "scratch": True, "examples": 12, "batch_size": 4, "steps": 4, "device": "cpu"}
-each = pytest.mark.parametrize("name", methods())
 pytestmark = pytest.mark.usefixtures("few_examples")
 
 
@@ -26,182 +31,263 @@ def settings(name, **change):
     return Settings(methods()[name](), **SMALL | change)
 
 
-# ---- settings ----
+# ---- the loop ----
 
-def test_what_is_not_said_is_filled_in():
-    lora = methods()["lora"]()
-    made = Settings(lora)
-    assert (made.base, made.task, made.lr, made.steps, made.epochs) == ("gpt-s", "rating", lora.lr, 300, None)
-    real = Settings(lora, base="some/folder")
-    assert (real.lr, real.steps, real.epochs) == (lora.lr_real, None, 3.0)
-    assert (Settings(lora, epochs=2.0).steps, Settings(lora, steps=7).epochs) == (None, None)
-    assert Settings(lora, lr=0.25).lr == 0.25
-    assert Settings(lora, data="some/where/mine").task == "mine"
+def words(shift):
+    """Eight texts of three words; the word wanted behind each is `shift` further on."""
+    return [Example([i, i + 1, i + 2], [-100, -100, (i + 2 + shift) % 17], "", ["x"]) for i in range(8)]
 
 
-@pytest.mark.parametrize("name", ["examples", "steps", "epochs", "batch_size", "lr"])
-def test_a_number_that_must_be_above_zero_is_named(name):
-    for number in (0, -1, math.inf):
-        with pytest.raises(ValueError, match=f"{name}={number}: choose a number above 0"):
-            settings("lora", **{name: number})
+TASK = Task("words", train=words(1), dev=words(1)[:4] + words(3)[:3], test=words(5)[:2], metric="")
 
 
-def test_epochs_become_steps():
-    task = Task("t", [None] * 10, [], [])
-    for epochs, batch_size, steps in ((1.0, 4, 3), (2.0, 4, 6), (0.5, 4, 2), (0.01, 4, 1), (3.0, 10, 3)):
-        assert train.steps_for(settings("lora", steps=None, epochs=epochs, batch_size=batch_size), task) == steps
-
-
-def test_the_key_and_the_file_tell_runs_apart():
-    one = settings("lora")
-    assert one.key == settings("lora").key and one.file == settings("lora").file
-    assert one.key["method"] == "lora" and one.key["rank"] == 8 and one.key["steps"] == 4
-    assert re.fullmatch(r"lora-gpt-xs-rating-[0-9a-f]{6}\.pt", one.file)
-    others = [settings("lora", **change) for change in (
-        {"seed": 1}, {"lr": 0.5}, {"steps": 5}, {"task": "claim"}, {"examples": 13}, {"dtype": "bfloat16"},
-        {"batch_size": 5}, {"scratch": False})] + [Settings(methods()["lora"](rank=4), **SMALL)]
-    assert len({one.file, *(other.file for other in others)}) == 1 + len(others)
-
-
-# ---- the training loop ----
-
-class Recorder(torch.optim.AdamW):
-    """AdamW that notes what it was given, and the learning rate of each step."""
-
-    made = []
+class Traced(torch.optim.AdamW):
+    """AdamW that notes the gradients, the rate and the parameters of every step."""
 
     def __init__(self, parameters, **options):
         super().__init__(parameters, **options)
-        self.options, self.rates = options, []
-        Recorder.made.append(self)
+        self.trace = []
 
-    def step(self):
-        self.rates.append(self.param_groups[0]["lr"])
-        norm = sum((p.grad ** 2).sum() for p in self.param_groups[0]["params"] if p.grad is not None) ** 0.5
-        assert norm < 1.001                            # clipped
+    def step(self, *_):
+        (group,) = self.param_groups
+        gradients = [p.grad.clone() for p in group["params"]]
         super().step()
+        self.trace.append((gradients, group["lr"], [p.detach().clone() for p in group["params"]]))
 
 
-def toy_run(monkeypatch, steps, scores=None, lr=0.1):
-    """Train a BitFit of 17 words for some steps; `scores` are what dev says, one a step."""
-    monkeypatch.setattr(torch.optim, "AdamW", Recorder)
-    Recorder.made.clear()
-    torch.manual_seed(0)
-    model = attach(methods()["bitfit"](), Transformer(GPT))
-    rows = [tasks.Example([i, i + 1], [i, 3], "", ["x"]) for i in range(8)]
-    task, seen = Task("t", rows, rows, [], metric=""), []
-    if scores is not None:
-        def dev_score(model, *_):
-            seen.append({name: p.detach().clone() for name, p in trainable(model).items()})
-            return scores[len(seen) - 1]
-        monkeypatch.setattr(tasks, "dev_score", dev_score)
-    made = settings("bitfit", steps=steps, lr=lr)
-    curve, ms = train.train(model, task, 0, made, report.quiet)
-    assert ms > 0
-    return model, curve, seen, Recorder.made[0]
+def logits(model, examples):
+    """(N, V) behind the last word of each text, and what is wanted there."""
+    ids = torch.tensor([e.ids for e in examples])
+    return model(ids)[:, -1].float(), torch.tensor([e.targets[-1] for e in examples])
 
 
-def test_the_learning_rate_warms_up_and_falls_in_a_straight_line(monkeypatch):
-    """50 steps: 3 of warm-up (6 %), then from 0.1 down, the last of 47 still above zero."""
-    _, _, _, optimizer = toy_run(monkeypatch, 50)
-    expected = [0.1 / 3, 0.2 / 3, 0.1] + [0.1 * (50 - step) / 47 for step in range(3, 50)]
-    assert optimizer.rates == pytest.approx(expected, abs=1e-12)
-    _, _, _, optimizer = toy_run(monkeypatch, 1)
-    assert optimizer.rates == [0.1]
+def probability(model, examples):
+    """The typical probability of the right word, in percent."""
+    with torch.no_grad():
+        return 100 * math.exp(-F.cross_entropy(*logits(model, examples)).item())
 
 
-def test_the_optimiser_holds_what_is_trainable_without_weight_decay(monkeypatch):
-    model, _, _, optimizer = toy_run(monkeypatch, 2)
-    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    assert held == [id(p) for p in trainable(model).values()]
-    assert optimizer.options == {"lr": 0.1, "weight_decay": 0.0}
+def by_hand(model, lr, seed):
+    """The loop for 30 steps of 3 of TASK's examples, without an optimizer, a schedule or a stream.
+
+    For each step: (batch, gradients, norm before clipping, rate, parameters, scores on dev, train and test).
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    m, v = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    generator, waiting = torch.Generator().manual_seed(seed), []
+    for step in range(1, 31):
+        if not waiting:                                # an epoch: 8 texts in 3 batches, in an order of their own
+            drawn = torch.randperm(8, generator=generator).tolist()
+            waiting = [[drawn[:3], drawn[3:6], drawn[6:]][i] for i in torch.randperm(3, generator=generator)]
+        batch = [TASK.train[i] for i in waiting.pop(0)]
+        gradients = torch.autograd.grad(F.cross_entropy(*logits(model, batch)), parameters)
+        norm = sum((g ** 2).sum() for g in gradients).sqrt().item()
+        gradients = [g * min(1.0, 1 / (norm + 1e-6)) for g in gradients]
+        rate = lr * min(step / 2, (31 - step) / 28)    # 6 % of 30 are 2 steps of warm-up; the other 28 go down
+        with torch.no_grad():
+            for p, g, mean, square in zip(parameters, gradients, m, v):
+                mean += 0.1 * (g - mean)
+                square += 0.001 * (g ** 2 - square)
+                p -= rate * (mean / (1 - 0.9 ** step)) / ((square / (1 - 0.999 ** step)).sqrt() + 1e-8)
+        scores = [probability(model, split) for split in (TASK.dev, TASK.train, TASK.test)]
+        yield [e.ids for e in batch], gradients, norm, rate, [p.detach().clone() for p in parameters], scores
 
 
-def test_the_delta_that_did_best_on_dev_is_what_remains(monkeypatch):
-    """Dev says 1, 7, 3, 7, 2: the second step's delta is kept, the earlier of two that are equal."""
-    model, curve, seen, _ = toy_run(monkeypatch, 5, scores=[1, 7, 3, 7, 2])
+def test_the_loop_by_hand(monkeypatch):
+    """Thirty steps, exactly: batch, gradient, clipping, learning rate, Adam, dev, and what remains at the end."""
+    model = stirred(GPT, LoRA(rank=2, alpha=4.0))
+    expected = list(by_hand(copy.deepcopy(model), lr=0.2, seed=3))
+    frozen = {name: p.clone() for name, p in checks.frozen(model).items()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)                    # whoever came before has left this
+    batches, optimizers, loss = [], [], tasks.loss
+    monkeypatch.setattr(tasks, "loss", lambda model, task, batch: batches.append(batch) or loss(model, task, batch))
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, **options: optimizers.append(
+        Traced(*args, **options)) or optimizers[0])
+    curve, ms = train.train(model, TASK, 0, settings("lora", steps=30, batch_size=3, lr=0.2, seed=3), report.quiet)
+
+    (optimizer,) = optimizers
+    names = list(trainable(model))
+    for step, (batch, mine, trace) in enumerate(zip(batches, expected, optimizer.trace, strict=True), 1):
+        ids, gradients, _, rate, parameters, _ = mine
+        assert batch[0].tolist() == ids, f"step {step}: the batch, every text once an epoch"
+        for name, found, right in zip(names, trace[0], gradients, strict=True):
+            same(found, right, f"step {step}, {name}: the gradient of this batch alone, the norm of all clipped at 1")
+        assert trace[1] == pytest.approx(rate, abs=1e-12), f"step {step}: the rate, 2 steps up and 28 down"
+        for name, found, right in zip(names, trace[2], parameters, strict=True):
+            same(found, right, f"step {step}, {name}: Adam, without weight decay")
+
+    scores = {step: expected[step - 1][5] for step in range(2, 31, 2)}                 # 15 evaluations
+    assert [step for step, _ in curve] == list(scores), "dev is scored at fifteen steps, the last among them"
+    assert [s for _, s in curve] == pytest.approx([dev for dev, _, _ in scores.values()], abs=1e-3), "it is dev"
+    best_on_dev, *others = (max(scores, key=lambda step: scores[step][split]) for split in range(3))
+    assert best_on_dev == 24 and others == [30, 8], "else the next line would prove nothing"
+    for name, p in trainable(model).items():
+        same(p.detach(), dict(zip(names, expected[23][4]))[name], f"{name}: what did best on dev remains")
+    assert all(torch.equal(p, frozen[name]) for name, p in checks.frozen(model).items()), "the base is not trained"
+    norms = [norm for _, _, norm, *_ in expected]
+    assert min(norms) < 1 < max(norms) and ms > 0, "some gradients are clipped and some are not"
+
+
+def toy(monkeypatch, steps, scores):
+    """(curve, dev's copies of the delta, the delta at the end) of a run whose dev scores are given."""
+    model, seen = stirred(GPT, LoRA(rank=2)), []
+
+    def dev_score(model, *_):
+        seen.append({name: p.detach().clone() for name, p in trainable(model).items()})
+        return scores[len(seen) - 1]
+    monkeypatch.setattr(tasks, "dev_score", dev_score)
+    curve, _ = train.train(model, TASK, 0, settings("lora", steps=steps), report.quiet)
+    return curve, seen, trainable(model)
+
+
+def test_of_equal_dev_scores_the_first_counts(monkeypatch):
+    curve, seen, left = toy(monkeypatch, 5, [1, 7, 3, 7, 2])
     assert curve == [(1, 1), (2, 7), (3, 3), (4, 7), (5, 2)]
-    assert all(torch.equal(p, seen[1][name]) for name, p in trainable(model).items())
-    assert not all(torch.equal(seen[1][name], seen[3][name]) for name in seen[1])
+    assert all(torch.equal(p, seen[1][name]) and not torch.equal(p, seen[3][name]) for name, p in left.items())
 
 
-def test_dev_is_scored_at_fifteen_points_the_last_step_among_them(monkeypatch):
-    _, curve, _, _ = toy_run(monkeypatch, 60)
-    assert [step for step, _ in curve] == list(range(4, 61, 4))
+def test_a_single_step_has_the_whole_learning_rate(monkeypatch):
+    """Adam's first step is lr for every value with a gradient."""
+    before = stirred(GPT, LoRA(rank=2))
+    curve, _, left = toy(monkeypatch, 1, [5])
+    moved = (left["blocks.1.attention.value.B"] - trainable(before)["blocks.1.attention.value.B"]).abs()
+    assert curve == [(1, 5)] and moved.max().item() == pytest.approx(LoRA.lr, rel=1e-3)
 
 
-def test_training_lowers_the_loss(monkeypatch):
-    _, curve, _, _ = toy_run(monkeypatch, 40, lr=0.02)
-    assert curve[-1][1] > 1.5 * curve[0][1]            # the probability of the right word, in percent
-
-
-def test_a_loss_that_is_no_number_ends_the_run(monkeypatch):
-    with pytest.raises(SystemExit, match="the loss is nan at step 1: lower --lr .it is 0.1"):
-        monkeypatch.setattr(tasks, "loss", lambda model, *_: sum(p.sum() for p in trainable(model).values()) * math.nan)
-        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda ps, _: [p.grad.zero_() for p in ps])
-        toy_run(monkeypatch, 3)
-
-
-def test_the_stream_of_batches_depends_on_the_seed_alone():
-    rows = [tasks.Example([i] * (1 + i % 3), [-100] * (i % 3) + [1], "", []) for i in range(10)]
-
-    def epoch(seed, n=3):
-        stream = train.endless(rows, 4, 0, seed)
-        torch.manual_seed(seed + 100)
-        return [next(stream)[0].tolist() for _ in range(n)]
-
-    assert epoch(0) == epoch(0) != epoch(1)
-    first, second = epoch(0, 6)[:3], epoch(0, 6)[3:]
-    assert sorted(row[0] for batch in first for row in batch) == list(range(10))       # every example once
-    assert sorted(row[0] for batch in second for row in batch) == list(range(10)) and first != second
+def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch):
+    loss, losses = tasks.loss, iter([1.0, 1.0, math.nan])
+    monkeypatch.setattr(tasks, "loss", lambda *args: loss(*args) * next(losses))
+    with pytest.raises(train.Diverged, match=r"the loss is nan at step 3: lower --lr \(it is 0.01\)"):
+        toy(monkeypatch, 5, [1] * 5)
 
 
 # ---- the self-check ----
 
-def test_the_check_at_the_start_stops_a_delta_that_changes_the_model():
-    model, said = attach(methods()["lora"](), Transformer(GPT)), []
-    logits = torch.ones(2, 3)
-    checks.start(model, logits, logits.clone(), said.append)
-    assert "identical bit for bit" in said[0]
-    with pytest.raises(AssertionError, match="a new lora moves the logits by up to 0.5"):
-        checks.start(model, logits, logits + 0.5, said.append)
-    checks.start(attach(methods()["prompt"](), Transformer(GPT)), logits, logits + 0.5, said.append)
-    assert "moved by up to 0.5" in said[-1]
-
-
-def test_the_check_at_the_end_stops_a_frozen_tensor_that_moved():
-    model = attach(methods()["bitfit"](), Transformer(GPT))
-    start = {name: p.detach().clone() for name, p in trainable(model).items()}
-    mark, said = train.to_precision(model, "float32"), []
+def test_the_check_of_step_0_stops_a_delta_that_changes_the_model():
+    said, base = [], Transformer(GPT)
+    check = checks.Check(base, TASK, 0, said.append)
+    model = attach(LoRA(), base)
+    check.start(model)
+    assert said == ["check      step 0: the frozen base's logits are identical bit for bit"]
     with torch.no_grad():
-        for name, p in trainable(model).items():
-            p += name != "final_norm.bias"
-    checks.end(model, start, mark, said.append)
-    text = "\n".join(said)
-    assert f"{len(start) - 1} of {len(start)} tensors have moved" in text
-    assert "final_norm.bias has not: it is not on the way" in text and "2 of them are key biases" in text
+        trainable(model)["blocks.1.attention.value.B"] += 1e-3
+    with pytest.raises(AssertionError, match=r"a new lora moves the logits by up to \d.*; it must not"):
+        check.start(model)
+
+    base = Transformer(GPT)
+    check = checks.Check(base, TASK, 0, said.append)
+    check.start(attach(methods()["prompt"](), base))
+    assert re.search(r"moved by up to \d\S*: soft tokens are seen at once", said[-1])
+
+
+def test_the_check_at_the_end_stops_a_frozen_tensor_that_moved_and_explains_what_has_not():
+    said, base = [], Transformer(GPT)
+    check = checks.Check(base, TASK, 0, said.append)
+    model = attach(BitFit(), base)
+    check.before_training(model)
+    delta = trainable(model)
+    still = dict.fromkeys(("final_norm.bias", "blocks.0.mlp.up.bias", "blocks.1.mlp.up.bias"))
+    delta["blocks.0.mlp.up.bias"].grad = torch.zeros(20)
+    delta["blocks.1.mlp.up.bias"].grad = torch.ones(20)
+    with torch.no_grad():
+        for name, p in delta.items():
+            p += name not in still
+    check.end(model)
+    frozen = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in delta.values())
+    assert said[0] == f"check      frozen: {frozen:,} parameters are bit-identical"
+    assert said[1].splitlines() == [
+        f"check      delta: {len(delta) - 3} of {len(delta)} tensors have moved",
+        "           blocks.0.mlp.up.bias has not: its gradient is zero",
+        "           blocks.1.mlp.up.bias has not: no step on the way did better on dev than where it started",
+        "           final_norm.bias has not: it is not on the way from the text to this task's logits"]
+    assert "2 of them are key biases" in said[2]
     with torch.no_grad():
         model.positions.weight[3, 4] += 1e-6
     with pytest.raises(AssertionError, match="a frozen tensor has changed"):
-        checks.end(model, start, mark, said.append)
+        check.end(model)
+
+
+def test_a_run_is_stopped_by_each_of_its_checks_and_saves_nothing(monkeypatch, tmp_path):
+    loop, attached = train.train, LoRA.attach
+
+    def careless(model, *rest):
+        found = loop(model, *rest)
+        model.tokens.weight.data[3, 4] += 1e-6
+        return found
+
+    def eager(self, model):
+        model = attached(self, model)
+        model.blocks[1].attention.value.B.data += 1e-3
+        return model
+
+    for owner, name, broken, method, why in (
+            (LoRA, "attach", eager, "lora", "a new lora moves the logits"),
+            (train, "train", careless, "lora", "a frozen tensor has changed"),
+            (BitFit, "formula", lambda *_: 7, "bitfit", r"\d+ parameters require a gradient, but the formula gives 7"),
+            (Prefix, "finish", lambda *_: None, "prefix", r"\d+ parameters are left, but the formula gives 1536")):
+        with monkeypatch.context() as patch, pytest.raises(AssertionError, match=why):
+            patch.setattr(owner, name, broken)
+            train.run(settings(method), tmp_path, report.quiet)
+        assert not list(tmp_path.iterdir()), why
+
+
+# ---- a run ----
+
+def test_the_optimizer_holds_the_delta_and_nothing_else(monkeypatch, tmp_path):
+    held, models, loss = [], [], tasks.loss
+
+    class Noted(torch.optim.AdamW):
+        def __init__(self, parameters, **options):
+            super().__init__(parameters, **options)
+            held.append([id(p) for group in self.param_groups for p in group["params"]])
+    monkeypatch.setattr(torch.optim, "AdamW", Noted)
+    monkeypatch.setattr(tasks, "loss", lambda model, *rest: models.append(model) or loss(model, *rest))
+    for name in ("lora", "intrinsic"):                 # beside the base's weights, and around the model
+        train.run(settings(name, steps=1), tmp_path, report.quiet)
+        assert held[-1] == [id(p) for p in trainable(models[-1]).values()], name
+
+
+def test_a_prompt_starts_from_the_tasks_label_words_unless_its_own_are_given(monkeypatch, tmp_path):
+    started, loop = [], train.train
+    monkeypatch.setattr(train, "train", lambda model, task, *rest: started.append(
+        (model.prompt.vectors.detach().clone(), model.tokens.weight, task.words)) or loop(model, task, *rest))
+    for words in ("", "5,6"):
+        made = Settings(methods()["prompt"](init="labels", words=words, length=2), **SMALL)
+        record = train.run(made, tmp_path, report.quiet)
+        vectors, table, labels = started.pop()
+        assert torch.equal(vectors, table[labels[:2] if words == "" else [5, 6]]), words
+        assert record["settings"]["words"] == words, "what was given"
+
+
+def test_a_run_leaves_its_settings_as_they_were(tmp_path):
+    given, same_again = (settings("bitfit", steps=None, epochs=0.5) for _ in range(2))
+    record = train.run(given, tmp_path, report.quiet)
+    assert given == same_again and record["steps"] == 2, "half of 12 examples, 4 in a step"
+    assert (record["settings"]["steps"], record["settings"]["epochs"]) == (None, 0.5)
+    assert record["settings"] | {"content": record["content"]} == given.key and record["file"] == given.file
 
 
 def test_memory_is_counted_by_kind():
-    rows = [tasks.Example([1, 2, 3], [-100, -100, 3], "", ["x"])] * 4
-    task, MB = Task("t", rows, rows, [], metric=""), 2 ** 20
-    found = {}
+    rows = [Example([1, 2, 3], [-100, -100, 3], "", ["x"])] * 4
+    task, MB, found = Task("t", rows, rows, [], metric=""), 2 ** 20, {}
     for name in ("full", "last_layer", "bitfit"):
         model = attach(methods()[name](), Transformer(GPT))
-        found[name] = train.memory_of_a_step(model, task, 0, settings(name))
-        trained = 4 * sum(p.numel() for p in trainable(model).values())
-        weights = 4 * sum(p.numel() for p in model.parameters())
+        found[name] = checks.memory_of_a_step(model, task, 0, settings(name))
+        trained, weights = (4 * sum(p.numel() for p in ps) for ps in (trainable(model).values(), model.parameters()))
         parts = [found[name][part] for part in ("weights", "gradients", "optimizer", "activations")]
-        assert parts[:3] == pytest.approx([weights / MB, trained / MB, 2 * trained / MB])
-        assert found[name]["peak"] == pytest.approx(sum(parts)) and parts[3] > 0
+        assert parts[:3] == pytest.approx([weights / MB, trained / MB, 2 * trained / MB]), name
+        assert found[name]["peak"] == pytest.approx(sum(parts)) and parts[3] > 0, name
+        assert all(p.grad is None for p in model.parameters()), "counted, not trained"
     assert found["last_layer"]["activations"] < found["bitfit"]["activations"] <= found["full"]["activations"]
 
 
-# ---- runs, their records and files ----
+def test_a_share_of_nothing_is_none():
+    for score, full, share in ((30.0, 60.0, 0.5), (5.0, 0.0, None)):
+        assert report.share({"score": score}, {"score": full}) == {"full_score": full, "relative": share}
+
+
+# ---- one run of each technique ----
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
@@ -215,67 +301,94 @@ def ran(tmp_path_factory):
     return found
 
 
-@each
-def test_a_run_leaves_a_record_of_just_the_documented_fields(name, ran):
-    record, said, out = ran[name]
-    listed = [word for line in results.__doc__.splitlines()[2:] if line.startswith("    ")
+def test_a_record_has_just_the_documented_fields(ran):
+    listed = [word for line in results.__doc__.splitlines()[2:] if re.match(r"    \w", line)
               for word in line.strip().split("   ")[0].split()]
-    assert sorted(record) == sorted(listed)
-    assert json.loads(json.dumps(record)).keys() == record.keys()
-    kind = methods()[name]
-    assert (record["method"], record["base"], record["task"], record["steps"]) == (name, "gpt-xs", "rating", 4)
-    assert record["lr"] == kind.lr and record["settings"] == settings(name).key
-    assert record["delta_params"] == kind().formula(train.SHAPES["gpt-xs"]) and record["head_params"] == 0
-    assert record["delta_percent"] == 100 * record["delta_params"] / record["base_params"]
-    assert record["stored_bytes"] == (out / record["file"]).stat().st_size
-    assert 0 <= record["score"] <= 100 and record["dev_score"] == max(score for _, score in record["curve"])
-    assert record["majority_score"] in (100 * 3 / 14, 100 * 4 / 14)
-    assert "formula" in said and "frozen" in said and f"method     {kind()}" in said
-    assert (record["full_score"] is None) == (name != "full")
+    for name, (record, _, out) in ran.items():
+        assert sorted(record) == sorted(listed), name
+        assert json.loads(json.dumps(record)).keys() == record.keys()
+        assert (record["method"], record["base"], record["task"], record["steps"]) == (name, "gpt-xs", "rating", 4)
+        assert record["lr"] == methods()[name].lr and record["settings"] == settings(name).plain
+        assert record["stored_bytes"] == (out / record["file"]).stat().st_size
+        assert record["peak_mb"] == record["memory_mb"]["peak"] and record["ms_per_step"] > 0
+        done = record["score"] if name == "full" else None
+        assert (record["full_score"], record["relative"]) == (done, None if done is None else 1.0), name
 
 
-@each
-def test_the_saved_file_scores_what_the_run_said(name, ran):
-    record, _, out = ran[name]
-    notes = read(out / record["file"])["notes"]
-    assert notes["score"] == record["score"] and notes["steps"] == 4
-    model, tokenizer, task = rebuild(out / record["file"])
-    predicted = tasks.predictions(model, task, task.test, tokenizer)
-    assert tasks.score(task, task.test, predicted) == record["score"]
+def test_a_run_counts_what_is_trained_and_what_is_stored(ran):
+    for name, (record, said, _) in ran.items():
+        kind, shape = methods()[name](), SHAPES["gpt-xs"]
+        stored, trained = kind.formula(shape), kind.training_formula(shape)
+        assert (record["delta_params"], record["trained_params"], record["head_params"]) == (stored, trained, 0), name
+        assert record["base_params"] == ran["full"][0]["delta_params"]
+        assert record["delta_percent"] == 100 * stored / record["base_params"]
+        assert f"formula {trained:,}: agrees" in said and f"method     {kind}, 4 steps of 4 at lr" in said
+        assert (f"of the delta {stored:,} " in said) == (stored != trained) == (name == "prefix")
 
 
-def test_the_same_settings_give_the_same_numbers_and_another_seed_others(ran, tmp_path):
+def test_a_run_scores_the_frozen_base_the_majority_and_what_it_saves(ran):
+    """Example by example: the label word behind the text with the largest logit."""
+    for name, (record, _, out) in ran.items():
+        torch.manual_seed(0)
+        frozen, _, task = train.prepare(settings(name))
+        model, _, _ = rebuild(out / record["file"])
+        answers = [e.answers[0] for e in task.train]
+        most = max(task.labels, key=answers.count)
+        right = {"frozen": 0, "delta": 0, "most": sum(e.answers[0] == most for e in task.test)}
+        for side, each in (("frozen", frozen), ("delta", model)):
+            for e in task.test:
+                row = each(torch.tensor([e.ids]))[0, -1][task.words]
+                right[side] += task.labels[row.argmax()] == e.answers[0]
+        assert record["frozen_score"] == 100 * right["frozen"] / 14, name
+        assert record["score"] == 100 * right["delta"] / 14 == read(out / record["file"])["notes"]["score"], name
+        assert record["majority_score"] == 100 * right["most"] / 14
+        assert record["dev_score"] == max(score for _, score in record["curve"])
+        assert tasks.dev_score(model, task, task.dev, 0) == record["dev_score"], f"{name}: the best on dev is saved"
+
+
+def test_equal_settings_give_equal_numbers_and_another_seed_others(ran, tmp_path):
     def numbers(record):
         return {k: v for k, v in record.items() if k not in ("seconds", "ms_per_step")}
 
+    def tensors(record, out):
+        return fingerprint(read(out / record["file"])["tensors"])
+
     for name in ("lora", "prefix"):
+        first, _, out = ran[name]
         torch.manual_seed(99)                          # whatever happened before
-        again = train.run(settings(name), tmp_path, report.quiet)
-        assert numbers(again) == numbers(ran[name][0])
-        assert fingerprint(read(tmp_path / again["file"])["tensors"]) == \
-            fingerprint(read(ran[name][2] / again["file"])["tensors"])
-        other = train.run(settings(name, seed=1), tmp_path, report.quiet)
-        assert fingerprint(read(tmp_path / other["file"])["tensors"]) != \
-            fingerprint(read(tmp_path / again["file"])["tensors"])
+        again, other = (train.run(settings(name, seed=seed), tmp_path, report.quiet) for seed in (0, 1))
+        assert numbers(again) == numbers(first) and tensors(again, tmp_path) == tensors(first, out), name
+        assert tensors(other, tmp_path) != tensors(again, tmp_path), name
 
 
-@pytest.mark.parametrize("name, change", [
-    ("bitfit", {"dtype": "bfloat16"}), ("lora", {"base": "bert-xs", "dtype": "bfloat16"}),
-    ("adapter", {"base": "bert-xs"}), ("bitfit", {"task": "describe"}), ("full", {"task": "corpus", "steps": 2}),
-])
-def test_other_precisions_bases_and_tasks_run_too(name, change, tmp_path):
-    record = train.run(settings(name, **change), tmp_path, report.quiet)
-    assert record["metric"] == {"describe": "attributes", "corpus": "probability"}.get(change.get("task"), "accuracy")
+def test_other_precisions_bases_and_tasks_run_too(tmp_path):
+    for name, change, metric in (
+            ("lora", {"base": "bert-xs", "dtype": "bfloat16"}, "accuracy"), ("adapter", {"base": "bert-xs"}, "accuracy"),
+            ("bitfit", {"dtype": "bfloat16"}, "accuracy"), ("bitfit", {"task": "describe", "steps": 1}, "attributes"),
+            ("full", {"task": "corpus", "steps": 2}, "probability")):
+        record = train.run(settings(name, **change), tmp_path, report.quiet)
+        assert record["metric"] == metric, (name, change)
+
+
+def test_what_is_frozen_is_stored_in_bfloat16_and_what_trains_in_float32():
+    model = attach(LoRA(), Transformer(GPT))
+    weights = {id(p): name for name, p in model.named_parameters()}
+    train.to_precision(model, "bfloat16")
+    norms = {id(p) for m in model.modules() if isinstance(m, torch.nn.LayerNorm) for p in m.parameters()}
+    for p in model.parameters():
+        kept = p.requires_grad or id(p) in norms
+        assert p.dtype == (torch.float32 if kept else torch.bfloat16), weights[id(p)]
 
 
 def test_ones_own_labels_train_a_classifier_beside_the_delta(tmp_path):
     for split in ("train", "dev"):
         rows = [f"{split} {i} {'soup' if i % 2 else 'fish'}\t{i % 2}" for i in range(8)]
-        (tmp_path / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
     for name, base in (("full", "bert-xs"), ("bitfit", "bert-xs"), ("lora", "gpt-xs")):
         record = train.run(settings(name, data=str(tmp_path), base=base), tmp_path / "out", report.quiet)
-        width = train.SHAPES[base].d_model
+        width = SHAPES[base].d_model
         assert record["task"] == tmp_path.name
         assert record["head_params"] == 2 * width + 2 + (width ** 2 + width if base == "bert-xs" else 0)
+        results.append(tmp_path / "out", record)       # it says where the data is
         model, tokenizer, task = rebuild(tmp_path / "out" / record["file"])
         assert tasks.score(task, task.dev, tasks.predictions(model, task, task.dev, tokenizer)) == record["score"]
