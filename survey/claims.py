@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from harness.settings import positive
+from model import Refused
 from survey import adapters, cost, intrinsic, lora, soft, specification  # noqa: F401  (they enter their claims)
 from survey.ledger import CLAIMS, UNRUN, VERDICTS, Entry, in_order, markdown, plain
 from survey.shared import MISSING, Bench
@@ -77,9 +78,9 @@ def main(argv):
     args = parser.parse_args(argv)
     names = [name.upper() for name in args.names]
     if unknown := [name for name in names if name not in CLAIMS]:
-        raise ValueError(f"{unknown[0]}: the claims are C1 to C{len(CLAIMS)}")
+        raise Refused(f"{unknown[0]}: the claims are C1 to C{len(CLAIMS)}")
     if bool(args.real_base) != bool(args.real_data):
-        raise ValueError("--real-base and --real-data go together")
+        raise Refused("--real-base and --real-data go together")
     names = {None: names, "all": [claim.name for claim in in_order()], "quick": cheapest(QUICK)}[args.run]
     bench = Bench(args.out, args.seeds, args.real_base and (args.real_base, args.real_data))
     begin = time.time()

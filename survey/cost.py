@@ -126,7 +126,7 @@ def c5_three_families(bench):
     Measured: for every technique, what training touches in a tiny model: new tensors while the base is
     untouched (addition), tensors of the base itself (specification), or the base's weights through a few
     parameters, so that merging gives the plain base back (reparameterisation).
-    Tests: tests/test_invariants.py::test_every_technique_belongs_to_a_family_and_has_a_file_a_test_and_learning_rates_of_its_own
+    Tests: tests/test_laws.py::test_every_technique_has_a_family_and_learning_rates_of_its_own
     """
     found = {method: family(method) for method in methods() if method != "full"}
     for kind in ("addition", "specification", "reparameterisation"):

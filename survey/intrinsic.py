@@ -88,7 +88,7 @@ def c29_the_maximum_dimension(bench):
     Measured: the rank of a projection from d = D = 60 dimensions: with rank D every update can be reached,
     so the largest dimension that works is D for any model and any task.
     Article: it is the minimum, not the maximum.
-    Tests: tests/test_intrinsic.py::test_as_many_numbers_as_weights_can_represent_any_update
+    Tests: tests/test_intrinsic.py::test_as_many_parameters_as_weights_can_represent_any_update
     """
     D = 60
     rank = int(torch.linalg.matrix_rank(torch.stack([Fastfood(D, D)(e) for e in torch.eye(D)])))

@@ -158,7 +158,7 @@ def c40_no_latency(bench):
     Measured: modules and logits of a merged tiny model in float64, against the base's modules and the
     unmerged logits; the time of a forward pass of gpt-s merged and unmerged over the base's, in turns. It
     holds if merged is within 5 %.
-    Tests: tests/test_invariants.py::test_merged_weights_compute_the_same_in_a_plain_model
+    Tests: tests/test_laws.py::test_merged_weights_compute_the_same_in_a_plain_model
     """
     base, ids = tiny()
     model = with_delta("lora", copy.deepcopy(base), rank=2)
