@@ -15,13 +15,14 @@ from methods.lora import LoRA
 from methods.prefix import Prefix
 from methods.prompt import Prompt
 from model import Transformer
+from tiny import same, stir
 
 INSTALL = "pip install -r requirements-extra.txt"
 transformers = pytest.importorskip("transformers", reason=INSTALL)
 pytest.importorskip("safetensors", reason=INSTALL)
 
 P = 3
-both = pytest.mark.parametrize("family", ["gpt2", "bert"])
+families = pytest.mark.parametrize("family", ["gpt2", "bert"])
 IDS = torch.tensor([[5, 16, 3, 3, 8], [4, 9, 11, 0, 0]])
 KEEP = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
 PLACE = torch.arange(5).expand(2, 5)
@@ -30,7 +31,7 @@ SEEN = torch.randn(2, 5, 17).double() * KEEP[..., None]   # random weights for e
 
 
 def pair(family, folder):
-    """(their model, ours), float64, every number moved so that no zero can hide a mistake."""
+    """(their model, ours), float64, every value moved so that no zero can hide a mistake."""
     torch.manual_seed(0)
     if family == "gpt2":
         config = transformers.GPT2Config(vocab_size=17, n_positions=11, n_embd=12, n_layer=2, n_head=3,
@@ -41,9 +42,7 @@ def pair(family, folder):
                                          num_attention_heads=3, intermediate_size=20,
                                          max_position_embeddings=11, layer_norm_eps=0.01)
         theirs = transformers.BertForMaskedLM(config)
-    with torch.no_grad():
-        for p in theirs.parameters():
-            p += 0.3 * torch.randn_like(p)
+    stir(theirs.parameters())
     theirs.save_pretrained(folder)
     config, state = checkpoints.read(folder)
     ours = Transformer(config)
@@ -51,36 +50,35 @@ def pair(family, folder):
     return theirs.eval().double(), ours.double()
 
 
-def stir(model):
-    """Move a delta away from where it started."""
-    with torch.no_grad():
-        for p in trainable(model.double()).values():
-            p += 0.3 * torch.randn_like(p)
+def trained(delta, model):
+    """The model with a delta that has moved away from where it started."""
+    model = attach(delta, model).double()
+    stir(trainable(model).values())
     return model
 
 
 def compare(theirs, ours, tensors):
     """Equal logits and, for the pairs of parameters `tensors`, equal gradients that are not zero."""
-    torch.testing.assert_close(theirs * KEEP[..., None], ours * KEEP[..., None], rtol=0, atol=1e-8)
+    same(ours * KEEP[..., None], theirs * KEEP[..., None], "logits")
     (theirs * SEEN).sum().backward()
     (ours * SEEN).sum().backward()
-    for their, our in tensors:
-        assert our.grad.abs().max() > 1e-6
-        torch.testing.assert_close(their.grad, our.grad, rtol=0, atol=1e-8)
+    for i, (their, our) in enumerate(tensors):
+        assert our.grad.abs().max() > 1e-6, f"pair {i}, {tuple(our.shape)}: without a gradient nothing is compared"
+        same(our.grad, their.grad, f"gradients of pair {i}, {tuple(our.shape)}")
 
 
-@both
+@families
 def test_the_base_models_agree(family, tmp_path):
     theirs, ours = pair(family, tmp_path)
     compare(theirs(IDS, attention_mask=KEEP.long()).logits, ours(IDS, KEEP),
             [(theirs.get_input_embeddings().weight, ours.tokens.weight)])
 
 
-@both
+@families
 def test_a_prompt_is_their_inputs_embeds(family, tmp_path):
     """They add position 0 (and BERT a type) to what we leave as it is: subtracted beforehand."""
     theirs, ours = pair(family, tmp_path)
-    ours = stir(attach(Prompt(length=P), ours))
+    ours = trained(Prompt(length=P), ours)
     prompt = ours.prompt.vectors.detach().clone().requires_grad_(True)
     if family == "gpt2":
         added = theirs.transformer.wpe.weight[0]
@@ -94,10 +92,10 @@ def test_a_prompt_is_their_inputs_embeds(family, tmp_path):
     compare(logits[:, P:], ours(IDS, KEEP), [(prompt, ours.prompt.vectors)])
 
 
-@both
+@families
 def test_a_prefix_is_their_past_key_values(family, tmp_path):
     theirs, ours = pair(family, tmp_path)
-    ours = stir(attach(Prefix(length=P, mlp=False), ours))
+    ours = trained(Prefix(length=P, mlp=False), ours)
     tables = [block.attention.prefix.table for block in ours.blocks]
     rows = [table.detach().clone().requires_grad_(True) for table in tables]
     past = transformers.DynamicCache()
@@ -113,7 +111,7 @@ def test_a_prefix_is_their_past_key_values(family, tmp_path):
     compare(logits, ours(IDS, KEEP), list(zip(rows, tables)))
 
 
-@both
+@families
 def test_an_adapter_is_double_seq_bn_of_adapters(family, tmp_path):
     adapters = pytest.importorskip("adapters", reason="pip install adapters")
     theirs, ours = pair(family, tmp_path)
@@ -122,7 +120,7 @@ def test_an_adapter_is_double_seq_bn_of_adapters(family, tmp_path):
     theirs.add_adapter("a", config=config)
     theirs.train_adapter("a")
     theirs.eval().double()
-    ours = stir(attach(Adapter(bottleneck=4, norms=False), ours))
+    ours = trained(Adapter(bottleneck=4, norms=False), ours)
     tensors = []
     layers = theirs.transformer.h if family == "gpt2" else theirs.bert.encoder.layer
     for block, layer in zip(ours.blocks, layers):
@@ -141,7 +139,7 @@ def test_an_adapter_is_double_seq_bn_of_adapters(family, tmp_path):
 def test_lora_is_pefts_on_bert(merged, tmp_path):
     peft = pytest.importorskip("peft", reason=INSTALL)
     theirs, ours = pair("bert", tmp_path)
-    ours = stir(attach(LoRA(rank=2, alpha=5.0, targets="query,value"), ours))
+    ours = trained(LoRA(rank=2, alpha=5.0, targets="query,value"), ours)
     config = peft.LoraConfig(r=2, lora_alpha=5, target_modules=["query", "value"])
     theirs = peft.get_peft_model(theirs, config).eval().double()
     tensors = []
@@ -155,14 +153,14 @@ def test_lora_is_pefts_on_bert(merged, tmp_path):
         compare(theirs(IDS, attention_mask=KEEP.long()).logits, ours(IDS, KEEP), tensors)
         return
     expected = theirs.merge_and_unload()(IDS, attention_mask=KEEP.long()).logits
-    torch.testing.assert_close(merge(ours)(IDS, KEEP)[KEEP], expected[KEEP], rtol=0, atol=1e-8)
+    same(merge(ours)(IDS, KEEP)[KEEP], expected[KEEP], "both merged")
 
 
 def test_pefts_lora_on_gpt2_is_ours_with_one_a_for_query_key_and_value(tmp_path):
     """GPT-2's three matrices are fused there, so one A serves all; its gradient is the sum of our three."""
     peft = pytest.importorskip("peft", reason=INSTALL)
     theirs, ours = pair("gpt2", tmp_path)
-    ours = stir(attach(LoRA(rank=2, alpha=5.0, targets="query,key,value"), ours))
+    ours = trained(LoRA(rank=2, alpha=5.0, targets="query,key,value"), ours)
     config = peft.LoraConfig(r=2, lora_alpha=5, target_modules=["c_attn"], fan_in_fan_out=True)
     theirs = peft.get_peft_model(theirs, config).eval().double()
     parts = []
@@ -177,16 +175,15 @@ def test_pefts_lora_on_gpt2_is_ours_with_one_a_for_query_key_and_value(tmp_path)
         parts.append((A, B, linears))
     compare(theirs(IDS, attention_mask=KEEP.long()).logits, ours(IDS, KEEP), [])
     for A, B, linears in parts:
-        torch.testing.assert_close(A.grad, sum(linear.A.grad for linear in linears), rtol=0, atol=1e-8)
-        cut = torch.cat([linear.B.grad for linear in linears])
-        torch.testing.assert_close(B.grad, cut, rtol=0, atol=1e-8)
+        same(sum(linear.A.grad for linear in linears), A.grad, "one A for three: the sum of gradients")
+        same(torch.cat([linear.B.grad for linear in linears]), B.grad, "B, a third each")
 
 
 def test_bitfit_is_every_bias_that_peft_trains_with_bias_all(tmp_path):
     """Beside a LoRA that is still zero; each of their biases has its counterpart and the same gradient."""
     peft = pytest.importorskip("peft", reason=INSTALL)
     theirs, ours = pair("bert", tmp_path)
-    ours = stir(attach(BitFit(), ours))
+    ours = trained(BitFit(), ours)
     config = peft.LoraConfig(r=2, target_modules=["query"], bias="all")
     theirs = peft.get_peft_model(theirs, config).eval().double()
     biases = [p for name, p in theirs.named_parameters() if p.requires_grad and "lora_" not in name]
@@ -222,7 +219,7 @@ def test_prompt_tuning_is_pefts_on_gpt2(tmp_path):
     peft = pytest.importorskip("peft", reason=INSTALL)
     theirs, ours = pair("gpt2", tmp_path)
     shifted(theirs, ours)
-    ours = stir(attach(Prompt(length=P), ours))
+    ours = trained(Prompt(length=P), ours)
     theirs = peft.get_peft_model(theirs, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P))
     prompt = theirs.eval().double().prompt_encoder["default"].embedding.weight
     prompt.data.copy_(ours.prompt.vectors.detach())
@@ -236,7 +233,7 @@ def test_prefix_tuning_is_pefts_on_gpt2(mlp, tmp_path):
     peft = pytest.importorskip("peft", reason=INSTALL)
     theirs, ours = pair("gpt2", tmp_path)
     shifted(theirs, ours)
-    ours = stir(attach(Prefix(length=P, mlp=mlp, hidden=7), ours))
+    ours = trained(Prefix(length=P, mlp=mlp, hidden=7), ours)
     config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P, prefix_projection=mlp,
                                      encoder_hidden_size=7)
     theirs = peft.get_peft_model(theirs, config).eval().double()
@@ -254,4 +251,4 @@ def test_prefix_tuning_is_pefts_on_gpt2(mlp, tmp_path):
         their.data.copy_(torch.cat(parts, dim=dim).detach())
     compare(theirs(input_ids=IDS, attention_mask=KEEP.long()).logits, ours(IDS, KEEP), shared)
     for their, parts, dim in cut:
-        torch.testing.assert_close(their.grad, torch.cat([p.grad for p in parts], dim=dim), rtol=0, atol=1e-8)
+        same(torch.cat([p.grad for p in parts], dim=dim), their.grad, "gradients, cut into layers")
