@@ -36,12 +36,14 @@ def methods():
     return {kind.name: kind for kind in kinds}
 
 
-def setting(default, help, least=None, above=None, among=None):
+def setting(default, help, least=None, above=None, among=None, needs=None, instead_of=None):
     """A field of a technique or of a run: a hyper-parameter, an option and an entry of the saved file at once.
 
     Allowed are values from `least` on, or beyond `above`, or those in `among`; None only if it is the default.
+    On the command line it `needs` another field's value, (name, value), or stands `instead_of` another.
     """
-    return field(default=default, metadata={"help": help, "least": least, "above": above, "among": among})
+    return field(default=default, metadata={"help": help, "least": least, "above": above, "among": among,
+                                            "needs": needs, "instead_of": instead_of})
 
 
 def check_fields(made):

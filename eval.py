@@ -14,24 +14,22 @@ Each has a --help of its own and a room of its own in lab/, the claims in survey
 import sys
 from importlib import import_module
 
+from harness import boundary
+
 DOORS = {name: f"lab.{name}" for name in ("score", "compare", "d90", "prompts", "lowdata", "costs")} | {
     "claims": "survey.claims"}
 
 
-def main(argv):
+def main():
+    argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__)
-    elif argv[0] not in DOORS:
-        raise SystemExit(f"eval.py: {argv[0]!r} is none of {', '.join(DOORS)}")
-    else:
-        import_module(DOORS[argv[0]]).main(argv[1:])  # by name, so that a door costs nothing until it is opened
+        return print(__doc__)
+    if argv[0] not in DOORS:
+        boundary.say(f"{argv[0]!r} is none of {', '.join(DOORS)}", 2)
+        raise SystemExit(2)
+    import_module(DOORS[argv[0]]).main(argv[1:])  # by name, so that a door costs nothing until it is opened
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # so that a log file can be followed
-    try:
-        main(sys.argv[1:])
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        raise SystemExit(f"eval.py: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; finished runs are kept, and the same command goes on from there") from None
+    boundary.begin()
+    boundary.run(main)

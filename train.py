@@ -13,31 +13,36 @@ out/results.jsonl (harness/results.py says what is in it).
 """
 
 import math
-import sys
+import shlex
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
-BEGIN = time.time()  # before torch is imported, so that the last line says how long a user has waited
+from harness import boundary
+
+if __name__ == "__main__":
+    boundary.begin()  # before torch is imported
 
 import torch
 
 from data import tasks
 from data.bases import load_base
 from deltas import attach, methods, save, trainable
-from harness import checks, report, results
+from harness import checks, report, results, state
 from harness.settings import Settings, arguments, settings_typed
-from model import Refused
+from model import NotFinite, Refused
 
 
 class Diverged(Refused):
     """The loss is no longer finite: the learning rate is too high."""
 
 
-def run(settings: Settings, out, say=print):
+def run(settings: Settings, out, say=print, fresh=False):
     """Train and score once: returns the record for `out`/results.jsonl (harness/results.py has its fields).
 
     `say` receives the lines for a reader; pass `report.quiet` for none. Reproducible: equal settings on the
-    same machine give equal numbers. Raises Diverged, and ValueError for settings that base or task refuse.
+    same machine give equal numbers, also where the run was stopped and goes on from its state, unless `fresh`.
+    Raises Diverged, and Refused for settings that base or task cannot honour.
     """
     begin, given, content, file = time.time(), settings, settings.key["content"], settings.file
     torch.manual_seed(settings.seed)
@@ -45,23 +50,28 @@ def run(settings: Settings, out, say=print):
     settings = settings.completed(task)
     say(report.setting(settings, task))
 
-    frozen = score(model, task, tokenizer, settings) if task.metric else 0.0
-    check = checks.Check(model, task, tokenizer.pad, say)
+    with checks.blame(f"base {settings.base}: before anything is attached it gives"):
+        frozen = score(model, task, tokenizer, settings) if task.metric else 0.0
+        check = checks.Check(model, task, tokenizer.pad, say)
     model = attach(settings.delta.for_task(task), model)
-    check.start(model)
+    with checks.blame(f"{settings.delta}: with these settings a new delta gives"):
+        check.start(model)
     counted = report.counts(model, say)
 
     to_precision(model, settings.dtype)
-    check.before_training(model)
-    curve, ms_per_step = train(model, task, tokenizer.pad, settings, say)
+    check.before_training(model, out)
+    curve, ms_per_step = train(model, task, tokenizer.pad, settings, say, state.of(Path(out) / file), fresh)
     check.end(model)
     memory = checks.memory_of_a_step(model, task, tokenizer.pad, settings)
 
     model.delta.finish(model)
     stored = report.stored(model)
     dev = max(s for _, s in curve)
-    found = score(model, task, tokenizer, settings) if task.metric else dev
-    size = save(Path(out) / file, model, **given.plain, labels=task.labels, label_words=task.words, score=found)
+    with diverging(settings.steps, settings):
+        found = score(model, task, tokenizer, settings) if task.metric else dev
+    say(report.scored(task, found))
+    notes = {**given.plain, "labels": task.labels, "label_words": task.words, "score": found}
+    file, size = report.saved(lambda: save(Path(out) / file, model, **notes), file, say)
     full = {"full_score": found, "relative": 1.0} if given.delta.name == "full" else {}
     return {
         "method": given.delta.name, "base": given.plain["base"], "task": given.task, "seed": given.seed,
@@ -97,11 +107,12 @@ def to_precision(model, dtype):
             p.data = p.data.to(getattr(torch, dtype))
 
 
-def train(model, task, pad, settings, say):
+def train(model, task, pad, settings, say, kept_at=None, fresh=True):
     """The one training loop: AdamW, 6 % warm-up, linear decay, gradient norm clipped at 1.
 
     Dev is scored a few times on the way, and the delta that did best there is what remains: dev picks the
-    step, test never does. Returns the curve [(step, dev score)] and the milliseconds of a step.
+    step, test never does. Returns the curve [(step, dev score)] and the milliseconds of a step. A long run
+    keeps its state in the file `kept_at` (harness/state.py) and goes on from there, unless `fresh`.
     """
     parameters = trainable(model)
     # No weight decay: it would pull a base's weights towards zero, not towards where they started.
@@ -111,11 +122,14 @@ def train(model, task, pad, settings, say):
         (step + 1) / warmup, (settings.steps - step) / max(1, settings.steps - warmup)))
     stream = endless(task.train, settings.batch_size, pad, settings.seed)
     evaluated = {round(settings.steps * i / settings.evaluations) for i in range(1, settings.evaluations + 1)}
-    progress, curve, best, spent = report.Progress(settings.steps, say), [], None, 0.0
-    for step in range(1, settings.steps + 1):
+    progress, kept = report.Progress(settings.steps, say), state.State(kept_at, parameters, optimizer, schedule, say)
+    done, curve, best, spent = kept.restore(fresh)
+    for _ in range(done):
+        next(stream)
+    for step in range(done + 1, settings.steps + 1):
         begin = time.perf_counter()
         batch = [t.to(settings.device) for t in next(stream)]
-        with settings.precision():
+        with settings.precision(), diverging(step, settings):
             loss = tasks.loss(model, task, batch)
         optimizer.zero_grad()
         loss.backward()
@@ -127,14 +141,24 @@ def train(model, task, pad, settings, say):
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value} at step {step}: lower --lr (it is {settings.lr})")
         if step in evaluated:
-            with settings.precision():
+            with settings.precision(), diverging(step, settings):
                 curve.append((step, tasks.dev_score(model, task, task.dev, pad)))
             if best is None or curve[-1][1] > best[0]:
                 best = curve[-1][1], {name: p.detach().clone() for name, p in parameters.items()}
+            kept.save(step, curve, best, spent)
         progress(step, value, curve, last=step in evaluated)
     for name, p in parameters.items():
         p.data.copy_(best[1][name])
     return curve, 1000 * spent / settings.steps
+
+
+@contextmanager
+def diverging(step, settings):
+    """Logits inside that are not finite are the learning rate's doing."""
+    try:
+        yield
+    except NotFinite as error:
+        raise Diverged(f"{error} at step {step}: lower --lr (it is {settings.lr})") from None
 
 
 def endless(examples, batch_size, pad, seed):
@@ -169,29 +193,26 @@ def run_once(settings, out, say=print, before=lambda: None):
 
 
 def main():
-    sys.stdout.reconfigure(line_buffering=True)  # so that a log file can be followed
-    parser, args = arguments()
-    try:
-        settings, out, full = settings_typed(args), Path(args.out), None
-        if args.explain:
-            model, _, task = prepare(settings)
-            return report.explain(attach(settings.delta.for_task(task), model))
-        record = run(settings, out)
+    args = arguments()
+    settings, out, full = settings_typed(args), Path(args.out), None
+    if args.explain:
+        model, _, task = prepare(settings)
+        return report.explain(attach(settings.delta.for_task(task), model))
+    record = run(settings, out, fresh=args.fresh)
+    results.append(out, record)
+    corpus = settings.data is None and settings.task == "corpus"
+    if not args.no_baseline and args.method != "full" and not corpus:
+        print(f"\n-- full fine-tuning, to compare with, unless {out}/results.jsonl has it already --")
+        full = run_once(settings.with_delta(methods()["full"]()), out)
+        record |= report.share(record, full)
         results.append(out, record)
-        corpus = settings.data is None and settings.task == "corpus"
-        if not args.no_baseline and args.method != "full" and not corpus:
-            print(f"\n-- full fine-tuning, to compare with, unless {out}/results.jsonl has it already --")
-            full = run_once(settings.with_delta(methods()["full"]()), out)
-            record |= report.share(record, full)
-            results.append(out, record)
-        report.comparison(record, full, print)
-        print(f"\n{time.time() - BEGIN:.1f} s in all. Score the saved delta again, and see examples:\n"
-              f"python eval.py score {out / record['file']}")
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; finished runs are in results.jsonl") from None
+    report.comparison(record, full, print)
+    print(f"\n{time.time() - boundary.BEGIN:.1f} s in all.", end=" ")
+    if record["file"] is None:
+        raise OSError(f"{out}: the delta could not be saved; the record of its run is in results.jsonl")
+    print("Score the saved delta again, and see examples:\n"
+          f"python eval.py score {shlex.quote(str(out / record['file']))}")
 
 
 if __name__ == "__main__":
-    main()
+    boundary.run(main)

@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 import time
+import warnings
 
 BEGIN = time.time()  # before torch is imported, so that the last line says how long a user has waited
+SPINS = "1000"
 kept = {}  # {what: a sentence}: what an interruption does not lose, said by those who keep it
 
 
@@ -81,7 +83,13 @@ def hook(kind, error, trace):
 
 
 def begin():
-    """Before anything else is imported: signals, and output that any terminal takes."""
+    """Before anything else is imported: signals, output that any terminal takes, threads that do not spin for long.
+
+    Two OpenMP threads of a small model wait for each other by spinning. On a busy machine one of them is not even
+    running meanwhile, and a step takes many times as long; GNU's runtime then gives up after SPINS turns.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    warnings.formatwarning = lambda message, *_: f"{message}\n"
     sys.excepthook = hook
     signal.signal(signal.SIGTERM, terminated)
     for name in ("stdout", "stderr"):

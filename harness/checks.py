@@ -1,10 +1,38 @@
 """The self-check of every run: what must be true of any delta, whatever the technique; and the memory of a step."""
 
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
 
 from data import tasks
 from deltas import fingerprint, trainable
-from model import Block
+from model import Block, NotFinite, Refused, finite
+
+
+@contextmanager
+def blame(what):
+    """Say what is to blame for logits that are not finite inside."""
+    try:
+        yield
+    except NotFinite as error:
+        raise Refused(f"{what} {error}") from None
+
+
+def writable(out, needed):
+    """Refuse a folder that cannot take `needed` bytes, before anything is trained for it."""
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise Refused(f"--out {out}: a file stands there, not a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise Refused(f"--out {out}: nothing can be written there ({error.strerror})") from None
+    if (free := shutil.disk_usage(out).free) < needed:
+        raise Refused(f"--out {out}: {free:,} bytes are free, and this run writes {needed:,}")
 
 
 class Check:
@@ -18,7 +46,7 @@ class Check:
     @torch.no_grad()
     def outputs(self, model):
         ids, keep, targets = self.batch
-        return model(ids, keep, at=targets != -100)
+        return finite(model(ids, keep, at=targets != -100))
 
     def start(self, model):
         """A new delta leaves the function as it is, bit for bit; prompt and prefix cannot, and are exempt."""
@@ -28,8 +56,9 @@ class Check:
         why = "identical bit for bit" if apart == 0 else f"moved by up to {apart:.2g}: soft tokens are seen at once"
         self.say(f"check      step 0: the frozen base's logits are {why}")
 
-    def before_training(self, model):
-        """Note what is frozen, and where the delta starts."""
+    def before_training(self, model, out):
+        """Note what is frozen, and where the delta starts; the folder must have room for delta and state."""
+        writable(out, 5 * sum(p.nbytes for p in trainable(model).values()))
         self.frozen = fingerprint(frozen(model))
         self.first = {name: p.detach().clone() for name, p in trainable(model).items()}
 

@@ -60,6 +60,21 @@ def stored(model):
     return counted
 
 
+def scored(task, score):
+    """The score in words; it is said before anything is written."""
+    split = "test" if task.test else "dev"
+    return f"score      {score:.2f} % {task.metric or 'probability'} on {len(task.reported):,} of {split}"
+
+
+def saved(save, file, say):
+    """(file, bytes) of a delta that save() has written, or (None, None): what was trained is recorded all the same."""
+    try:
+        return file, save()
+    except OSError as error:
+        say(f"stored     not at all: {file}: {error.strerror}")
+        return None, None
+
+
 def share(record, full):
     """What a record gets once full fine-tuning's is known: its score, and the own one as a share of it."""
     return {"full_score": full["score"], "relative": record["score"] / full["score"] if full["score"] else None}
@@ -67,7 +82,7 @@ def share(record, full):
 
 def comparison(record, full, say):
     parts = record["memory_mb"]
-    say(f"stored     {record['stored_bytes']:,} bytes   "
+    say(f"stored     {record['stored_bytes'] or 0:,} bytes   "
         f"memory {parts['peak']:.1f} MB = weights {parts['weights']:.1f} + gradients {parts['gradients']:.1f} "
         f"+ optimiser {parts['optimizer']:.1f} + activations {parts['activations']:.1f}")
     if record["metric"] == "probability":
@@ -78,7 +93,7 @@ def comparison(record, full, say):
     for row in [record] + ([full] if full and record["method"] != "full" else []):
         name = "full fine-tuning" if row["method"] == "full" else row["method"]
         say(f"{name:<24}{row['score']:8.1f}{row['trained_params'] + row['head_params']:12,}{row['ms_per_step']:9.1f}"
-            f"{row['peak_mb']:8.1f} MB{row['stored_bytes']:14,}")
+            f"{row['peak_mb']:8.1f} MB{row['stored_bytes'] or 0:14,}")
     if full and record["method"] != "full" and record["relative"] is not None:
         say(f"\n{record['method']} reaches {100 * record['relative']:.1f} % of full fine-tuning with "
             f"{record['delta_percent']:.2f} % of its parameters.")

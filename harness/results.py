@@ -18,7 +18,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from harness import identity
+from harness import boundary, identity, state
 
 said = set()  # what has changed is said once a command
 
@@ -78,11 +78,23 @@ def lines(path, mtime, size):
 
 
 def append(out, record):
-    """Add one line to results.jsonl, whole and on the disk before this returns."""
-    path = Path(out) / "results.jsonl"
+    """Add one line to results.jsonl, whole and on the disk before this returns; others may append meanwhile.
+
+    The state of the run that this line ends is removed. A record that cannot be written is printed.
+    """
+    path, line = Path(out) / "results.jsonl", json.dumps(record, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+        file = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+        try:
+            os.write(file, ("\n" * bool(torn) + line + "\n").encode())  # in one piece, at what is the end by then
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError:
+        print(line)
+        raise
+    if record.get("file"):
+        state.of(Path(out) / record["file"]).unlink(missing_ok=True)
+    boundary.kept["results"] = f"finished runs are in {path}, and the same command goes on from there"

@@ -30,10 +30,11 @@ class Settings:
     delta: Delta
     base: str = setting("gpt-s", f"{', '.join(SHAPES)}, or a folder with a GPT-2, BERT or RoBERTa checkpoint")
     task: str = setting("rating", f"{', '.join(world.TASKS)}, or corpus to pretrain")
-    data: str = setting(None, "a folder with your own train.tsv and dev.tsv (or .jsonl, or E2E's .csv)")
+    data: str = setting(None, "a folder with your own train.tsv and dev.tsv (or .jsonl, or E2E's .csv)",
+                        instead_of="task")
     examples: int = setting(None, "number of training examples [the task's own]", above=0)
     steps: int = setting(None, "training steps [300; for a checkpoint three epochs]", above=0)
-    epochs: float = setting(None, "passes over the training examples, instead of --steps", above=0)
+    epochs: float = setting(None, "passes over the training examples, instead of --steps", above=0, instead_of="steps")
     batch_size: int = setting(32, "examples in a step", above=0)
     lr: float = setting(None, "learning rate [the technique's own]", above=0)
     seed: int = setting(0, "draws the examples, their order and what is random in the delta")
@@ -123,6 +124,17 @@ def settings_from(record):
 
 # ---- the command line ----
 
+class Parser(argparse.ArgumentParser):
+    """What is typed wrongly is refused as anything else is: in one line."""
+
+    def __init__(self, prog, description, **more):
+        super().__init__(prog=prog, description=description, **more,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        raise Refused(f"{message} ({self.prog} --help shows what can be typed)")
+
+
 def add_options(parser, kind, without=()):
     """Give a parser an option for each `setting` of `kind`, Settings or a technique; None unless it was named."""
     for f in fields(kind):
@@ -139,9 +151,21 @@ def spellings(name):
 
 
 def chosen(args, kind):
-    """{field of `kind`: value} of the options that were named."""
+    """{field of `kind`: value} of the options that were named; refuses one that another makes void."""
     found = {f.name: getattr(args, f.name, None) for f in fields(kind)}
-    return {name: value for name, value in found.items() if value is not None}
+    found = {name: value for name, value in found.items() if value is not None}
+    for f in fields(kind):
+        if f.name in found and f.metadata:
+            if (other := f.metadata["instead_of"]) in found:
+                raise Refused(f"--{f.name} {found[f.name]} and --{other} {found[other]}: name one of them")
+            name, wanted = f.metadata["needs"] or (None, None)
+            if name and found.get(name, default_of(kind, name)) != wanted:
+                raise Refused(f"--{f.name} {found[f.name]}: it is only read with {name}={wanted}")
+    return found
+
+
+def default_of(kind, name):
+    return next(f.default for f in fields(kind) if f.name == name)
 
 
 def reader(f):
@@ -176,11 +200,11 @@ def value(name, text):
 
 
 def arguments(argv=None):
-    """(parser, what was typed) of train.py; a technique's fields become options once --method is known."""
+    """What was typed after train.py; a technique's fields become options once --method is known."""
     argv = sys.argv[1:] if argv is None else argv
     listing = "\n".join(f"  {name:<12}{first_line(kind)}" for name, kind in methods().items())
-    parser = argparse.ArgumentParser(
-        prog="train.py", formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False,
+    parser = Parser(
+        "train.py", add_help=False,
         description="Freeze a pretrained transformer, train a small delta, compare with training everything.",
         epilog=f"the techniques (--method NAME --help shows the options of one):\n{listing}\n\n"
                "examples:\n  python train.py --method bitfit\n  python train.py --method lora --rank 4 --explain")
@@ -190,13 +214,14 @@ def arguments(argv=None):
     parser.add_argument("--out", default="out", metavar="DIR", help="folder for results.jsonl and the deltas [out]")
     parser.add_argument(*spellings("no_baseline"), action="store_true", help="leave out full fine-tuning")
     parser.add_argument("--explain", action="store_true", help="print where the delta sits, and exit")
+    parser.add_argument("--fresh", action="store_true", help="begin anew where a run of these settings was stopped")
     known, _ = parser.parse_known_args(argv)
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     if known.method:
         kind = methods()[known.method]
         parser.description, parser.epilog = sys.modules[kind.__module__].__doc__, None
         add_options(parser.add_argument_group(f"options of {known.method}"), kind)
-    return parser, parser.parse_args(argv)
+    return parser.parse_args(argv)
 
 
 def first_line(kind):

@@ -93,11 +93,14 @@ class Prefix(Delta):
     paper: ClassVar[dict] = {"length": 10, "hidden": 512}  # table-to-text
     length: int = setting(8, "P, rows a layer; the paper: 5 or 10 for table-to-text, 200 for summaries", least=1)
     mlp: bool = setting(True, "train through the MLP and drop it at the end; False: train the rows")
-    width: int = setting(0, "k, the width of P'; 0: as wide as the model, as in the authors' code", least=0)
-    hidden: int = setting(0, "h, the MLP's hidden width; 0: as wide as the model (the paper's: 512 or 800)", least=0)
+    width: int = setting(0, "k, the width of P'; 0: as wide as the model, as in the authors' code", least=0,
+                         needs=("mlp", True))
+    hidden: int = setting(0, "h, the MLP's hidden width; 0: as wide as the model (the paper's: 512 or 800)", least=0,
+                          needs=("mlp", True))
     init: str = setting("words", "start from real words' keys and values (words), or random ones",
                         among=("words", "random"))
-    words: str = setting("", "those words' token ids, with commas between; the rest is drawn")
+    words: str = setting("", "those words' token ids, with commas between; the rest is drawn",
+                         needs=("init", "words"))
 
     def attach(self, model):
         rows = activations(model, starting_words(self.words, self.length, model.tokens.weight))

@@ -47,7 +47,8 @@ class Prompt(Delta):
     length: int = setting(8, "P, how many soft words; the paper's 100 would be longer than our texts", least=1)
     init: str = setting("vocab", "start from any words (vocab), from the label words (labels), or random",
                         among=("vocab", "labels", "random"))
-    words: str = setting("", "the label words' token ids, with commas between, for init=labels")
+    words: str = setting("", "the label words' token ids, with commas between, for init=labels",
+                         needs=("init", "labels"))
 
     def for_task(self, task):
         """With init=labels and no words of the user's own, the words are the task's label words."""
@@ -81,8 +82,10 @@ class Prompt(Delta):
 
 def starting_words(words, length, table):
     """Token ids to start from, (length,): those in `words` ("12,7"), then ids drawn from the whole table."""
-    ids = [int(word) for word in words.split(",") if word]
+    ids = [int(word) if word.strip().isdecimal() else -1 for word in words.split(",")] if words else []
     if any(not 0 <= word < len(table) for word in ids):
-        raise Refused(f"words={words!r}: the vocabulary has the ids 0 to {len(table) - 1}")
+        raise Refused(f"words={words!r}: token ids with commas between; the vocabulary has 0 to {len(table) - 1}")
+    if len(ids) > length:
+        raise Refused(f"words={words!r}: {len(ids)} words, and length={length} has no place for all of them")
     drawn = torch.randint(len(table), (length,), device="cpu")  # there, a seed draws the same words for every device
     return torch.cat([torch.tensor(ids, dtype=torch.long, device="cpu"), drawn])[:length].to(table.device)
