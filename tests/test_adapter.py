@@ -112,7 +112,7 @@ def steps(adapter, number):
 @both
 def test_the_norms_train_with_it_if_wanted(config):
     around = "final_norm" if config.norm_first else "embedding_norm"
-    norms = {f"blocks.{l}.norm{i}.{p}" for l in (0, 1) for i in (1, 2) for p in ("weight", "bias")}
+    norms = {f"blocks.{block}.norm{i}.{p}" for block in (0, 1) for i in (1, 2) for p in ("weight", "bias")}
     norms |= {f"{around}.weight", f"{around}.bias"}
     with_norms, without = (set(trainable(attach(Adapter(bottleneck=4, norms=wanted), Transformer(config))))
                            for wanted in (True, False))

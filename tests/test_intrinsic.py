@@ -120,8 +120,8 @@ def test_the_first_step_gives_a_scale_no_gradient_and_the_second_does():
 def test_a_scale_scales_its_own_layer_and_no_other(config):
     model = moved(config, dim=10, per_layer=True)
     m, scales = model.model, model.scales.detach().clone()
-    layers = [m.blocks[0]], [m.blocks[1]], [m.tokens, m.positions, m.types, m.embedding_norm], [m.final_norm, m.pooler, m.head]
-    for i, modules in enumerate(layers):
+    embeddings, rest = [m.tokens, m.positions, m.types, m.embedding_norm], [m.final_norm, m.pooler, m.head]
+    for i, modules in enumerate(([m.blocks[0]], [m.blocks[1]], embeddings, rest)):
         own = {id(p) for module in modules if module is not None for p in module.parameters()}
         if i == 3:
             own.remove(id(m.tokens.weight))                       # the tied head is the embedding
@@ -170,8 +170,8 @@ def test_the_file_holds_d_parameters(tmp_path):
 # ---- errors ----
 
 def test_a_budget_that_cannot_be_is_an_error_that_says_what_can():
-    for fields, message in (({"projection": "sparse"}, "projection='sparse': choose fastfood or dense"), ({"dim": 0}, "dim=0"),
-                            ({"dim": 4, "per_layer": True}, "dim=4: .* 4 scales .* choose 5 to "),
+    for fields, message in (({"projection": "sparse"}, "projection='sparse': choose fastfood or dense"),
+                            ({"dim": 0}, "dim=0"), ({"dim": 4, "per_layer": True}, "dim=4: .* 4 scales .* choose 5 to "),
                             ({"dim": 10**6}, "dim=1000000: this model has 2788 weights")):
         with pytest.raises(ValueError, match=message):
             attach(Intrinsic(**fields), base())

@@ -19,7 +19,7 @@ def test_the_top_blocks_train_whole_and_nothing_else_does():
         model = attach(LastLayer(k=k), Transformer(THREE))
         expected = {name for name, _ in model.named_parameters() if any(f"blocks.{i}." in name for i in blocks)}
         assert set(trainable(model)) == expected, f"k={k}: from the top"
-        assert count(model).delta == LastLayer(k=k).formula(THREE) == k * 1184, f"k={k}: blocks of 1184, see test_full.py"
+        assert count(model).delta == LastLayer(k=k).formula(THREE) == k * 1184, f"k={k}: as test_full.py counts"
 
 
 def test_below_the_trained_block_no_graph_is_recorded():

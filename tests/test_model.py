@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from methods.full import base_size
 from model import Attention, Classifier, Config, Slot, Transformer, visible
@@ -77,7 +76,7 @@ def test_the_mask_is_what_a_loop_says(causal):
                     query, of_text = keys - queries + i, j - (keys - 5)
                     allowed = (of_text < 0 or keep[b, of_text].item()) and (not causal or j <= query)
                     allowed = allowed or causal and query == j     # a pad sees itself: a row of nothing is NaN
-                    assert mask[b, 0, i, j].item() == allowed, f"text {b}: query {query} of {queries}, key {j} of {keys}"
+                    assert mask[b, 0, i, j].item() == allowed, f"text {b}: query {query}, key {j} of {keys}"
 
 
 # ---- blocks and heads by hand ----
@@ -170,7 +169,7 @@ def test_in_a_new_model_signals_keep_their_size():
         if p.ndim == 2 and p.numel() > 500:
             assert abs(p.std().item() * p.shape[1] ** 0.5 - 1) < 0.15, f"{name}: N(0, 1 / inputs)"
         elif p.ndim == 1:
-            assert (p == (1 if "norm" in name and "weight" in name else 0)).all(), f"{name}: biases 0, norms the identity"
+            assert (p == (1 if "norm" in name and "weight" in name else 0)).all(), f"{name}: bias 0, norm 1"
 
 
 def test_slots_are_empty_and_nothing_but_parameters_is_stored():
@@ -187,7 +186,8 @@ def test_a_position_is_the_number_of_real_tokens_before():
     """Two pads in front, or a pad in the middle: the text's own tokens keep 0, 1, 2."""
     model = stirred(GPT)
     alone = model(IDS[:1, :3])[0]
-    for where, ids, keep in (("in front", [8, 8, 3, 1, 4], [0, 0, 1, 1, 1]), ("between", [3, 8, 1, 8, 4], [1, 0, 1, 0, 1])):
+    for where, ids, keep in (("in front", [8, 8, 3, 1, 4], [0, 0, 1, 1, 1]),
+                             ("between", [3, 8, 1, 8, 4], [1, 0, 1, 0, 1])):
         keep = torch.tensor([keep]).bool()
         same(model(torch.tensor([ids]), keep)[keep], alone, f"pads {where}")
 

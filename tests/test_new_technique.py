@@ -108,7 +108,7 @@ def test_every_law_holds_for_it_by_its_being_listed(ia3, tmp_path):
         law("ia3", **{"tmp_path": tmp_path} if "tmp_path" in needs else {})
 
 
-def test_the_command_line_trains_it_and_says_what_it_says_of_every_technique(ia3, tmp_path, monkeypatch, capsys, few_examples):
+def test_the_command_line_trains_checks_saves_and_scores_it(ia3, tmp_path, monkeypatch, capsys, few_examples):
     with pytest.raises(SystemExit, match="0"):
         train_main(monkeypatch, "--help")
     told = capsys.readouterr().out

@@ -11,7 +11,7 @@ from deltas import attach, count, merge, trainable
 from lab.sizes import attached, size
 from methods.prefix import KeysValues, Prefix, activations
 from model import Attention, Config, Transformer
-from tiny import BERT, GPT, IDS, base_of, both, same, stirred
+from tiny import GPT, IDS, base_of, both, same, stirred
 
 variants = pytest.mark.parametrize("mlp", [True, False], ids=["mlp", "flat"])
 
@@ -188,7 +188,7 @@ def test_the_mlp_is_dropped_at_the_end_and_the_logits_stay():
     before = model(IDS)
     delta.finish(model)
     assert torch.equal(model(IDS), before), "the rows are those that the MLP made"
-    assert set(trainable(model)) == {f"blocks.{l}.attention.prefix.table" for l in (0, 1)}, "nothing else is left"
+    assert set(trainable(model)) == {f"blocks.{i}.attention.prefix.table" for i in (0, 1)}, "nothing else is left"
     assert count(model).delta == delta.formula(GPT) == 2 * 2 * 4 * 12, "the rows are stored"
 
 
