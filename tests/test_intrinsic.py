@@ -171,7 +171,8 @@ def test_the_file_holds_d_parameters(tmp_path):
 
 def test_a_budget_that_cannot_be_is_an_error_that_says_what_can():
     for fields, message in (({"projection": "sparse"}, "projection='sparse': choose fastfood or dense"),
-                            ({"dim": 0}, "dim=0"), ({"dim": 4, "per_layer": True}, "dim=4: .* 4 scales .* choose 5 to "),
+                            ({"dim": 0}, "dim=0"),
+                            ({"dim": 4, "per_layer": True}, "dim=4: .* 4 scales .* choose 5 to "),
                             ({"dim": 10**6}, "dim=1000000: this model has 2788 weights")):
         with pytest.raises(ValueError, match=message):
             attach(Intrinsic(**fields), base())

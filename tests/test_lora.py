@@ -135,7 +135,8 @@ def test_a_base_in_bfloat16_is_merged_in_float32():
 
 def test_settings_that_make_no_sense_are_refused():
     for settings, message in (({"targets": "query,head"}, "targets: 'head' is none of query, key"),
-                              ({"rank": 0}, "rank=0"), ({"targets": "query,query"}, "'query,query' names a projection twice")):
+                              ({"rank": 0}, "rank=0"),
+                              ({"targets": "query,query"}, "'query,query' names a projection twice")):
         with pytest.raises(ValueError, match=message):
             LoRA(**settings)
 

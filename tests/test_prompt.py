@@ -95,7 +95,6 @@ def test_a_start_from_the_labels_is_their_rows_and_then_words_of_the_vocabulary(
     vectors, table = start(length=4, init="labels", words="12,7")
     assert torch.equal(vectors[:2], table[[12, 7]]), "the label words first, in their order"
     assert all((table == vector).all(dim=1).any() for vector in vectors[2:]), "then rows of the table"
-    assert torch.equal(start(length=1, init="labels", words="12,7")[0], table[[12]]), "as many as fit"
 
 
 def test_a_random_start_has_the_spread_of_the_table():
@@ -139,7 +138,9 @@ def test_a_prompt_cannot_be_merged():
 def test_settings_that_make_no_sense_are_refused():
     for settings, message in (({"length": 0}, "length=0"), ({"init": "zero"}, "init='zero'"),
                               ({"init": "labels"}, "token ids of the label words"),
-                              ({"init": "labels", "words": "12,17"}, "0 to 16")):
+                              ({"init": "labels", "words": "12,17"}, "0 to 16"),
+                              ({"init": "labels", "words": "great"}, "token ids with commas between"),
+                              ({"init": "labels", "words": "12,7", "length": 1}, "2 words, and length=1 has no place")):
         with pytest.raises(ValueError, match=message):
             attach(Prompt(**settings), Transformer(GPT))
 
