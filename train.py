@@ -60,7 +60,8 @@ def run(settings: Settings, out, say=print, fresh=False):
 
     to_precision(model, settings.dtype)
     check.before_training(model, out)
-    curve, ms_per_step = train(model, task, tokenizer.pad, settings, say, state.of(Path(out) / file), fresh)
+    with state.ended_by(Diverged, kept_at := state.of(Path(out) / file)):
+        curve, ms_per_step = train(model, task, tokenizer.pad, settings, say, kept_at, fresh)
     check.end(model)
     memory = checks.memory_of_a_step(model, task, tokenizer.pad, settings)
 
