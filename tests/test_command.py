@@ -13,6 +13,7 @@ from deltas import methods
 from harness import boundary, results
 from harness.settings import Settings, arguments, first_line, settings_typed
 from methods.lora import LoRALinear
+from model import Refused
 
 pytestmark = pytest.mark.usefixtures("few_examples")
 SMALL = "--base gpt-xs --scratch --examples 12 --batch_size 4 --steps 3 --device cpu"
@@ -54,16 +55,16 @@ def test_help_for_a_technique_shows_its_docstring_and_only_its_fields(capsys):
 
 def test_what_is_not_typed_is_the_default():
     for name, kind in methods().items():
-        assert settings_typed(arguments(["--method", name])[1]) == Settings(kind()), name
+        assert settings_typed(arguments(["--method", name])) == Settings(kind()), name
 
 
 def test_options_are_spelled_with_underscores_or_hyphens():
     for options in (["--batch_size", "8", "--no_baseline"], ["--batch-size", "8", "--no-baseline"]):
-        _, args = arguments(["--method", "bitfit", *options])
+        args = arguments(["--method", "bitfit", *options])
         assert args.batch_size == 8 and args.no_baseline
-    made = settings_typed(arguments("--method lora --rank 4 --lr 0.5 --alpha 2".split())[1])
+    made = settings_typed(arguments("--method lora --rank 4 --lr 0.5 --alpha 2".split()))
     assert made == Settings(methods()["lora"](rank=4, alpha=2.0), lr=0.5)
-    assert not settings_typed(arguments("--method adapter --no-norms".split())[1]).delta.norms
+    assert not settings_typed(arguments("--method adapter --no-norms".split())).delta.norms
 
 
 def test_a_bad_value_ends_with_a_line_that_names_it_and_writes_nothing(monkeypatch, capsys, tmp_path):
@@ -77,7 +78,10 @@ def test_a_bad_value_ends_with_a_line_that_names_it_and_writes_nothing(monkeypat
             "--method bitfit --only gains": "'gains'", "--method lora --base gpt-9": "base 'gpt-9'",
             "--method lora --task tea --scratch": "task 'tea': choose from",
             "--method lora --data nowhere/at/all --scratch": "no such folder",
-            "--method last_layer --k 9 --base gpt-xs --scratch": "this model has 2 blocks"}.items():
+            "--method last_layer --k 9 --base gpt-xs --scratch": "this model has 2 blocks",
+            "--method lora --steps 3 --epochs 2": "--epochs 2.0 and --steps 3: name one of them",
+            "--method lora --data here --task claim": "--data here and --task claim: name one of them",
+            "--method prompt --words 5": "--words 5: it is only read with init=labels"}.items():
         code, text = ended(capsys, command, monkeypatch, line)
         assert code == 2 and why in text.splitlines()[-1], (line, text)
         assert not list(tmp_path.iterdir()), line
@@ -150,3 +154,15 @@ def test_a_learning_rate_that_is_too_high_ends_with_a_line_that_names_it(monkeyp
     code, text = ended(capsys, command, monkeypatch, f"--method lora --lr 1e30 {SMALL} --out {tmp_path}")
     assert code == 2 and re.search(r"the loss is (nan|inf) at step 2: lower --lr \(it is 1e\+30\)$", text.strip())
     assert results.read(tmp_path) == []
+
+
+def test_fresh_is_handed_on_to_the_run_that_was_typed(monkeypatch, capsys):
+    handed = []
+
+    def run(settings, out, fresh):
+        handed.append(fresh)
+        raise Refused("enough")
+    monkeypatch.setattr(train, "run", run)
+    for option in ("", "--fresh"):
+        ended(capsys, command, monkeypatch, f"--method lora {SMALL} {option}")
+    assert handed == [False, True]

@@ -46,13 +46,13 @@ def test_a_field_is_declared_once(monkeypatch, capsys, tmp_path):
         assert "--smoothing SMOOTHING how far targets are smoothed [0.1]" in helped(capsys, command), command
 
     line = "--method bitfit --base gpt-xs --scratch --examples 12 --batch_size 4 --steps 1 --device cpu".split()
-    _, args = arguments([*line, "--smoothing", "0.25"])
+    args = arguments([*line, "--smoothing", "0.25"])
     assert chosen(args, More) == SMALL | {"steps": 1, "smoothing": 0.25}
     made = settings_typed(args)
     assert made.smoothing == made.plain["smoothing"] == made.key["smoothing"] == 0.25
-    assert made.file != settings_typed(arguments(line)[1]).file, "0.1 is another run"
+    assert made.file != settings_typed(arguments(line)).file, "0.1 is another run"
     with pytest.raises(ValueError, match="smoothing=-1.0: choose 0 or more"):
-        settings_typed(arguments([*line, "--smoothing", "-1"])[1])
+        settings_typed(arguments([*line, "--smoothing", "-1"]))
     assert value("smoothing", "0.5") == 0.5, "--sweep"
 
     record = train.run(made, tmp_path, report.quiet)

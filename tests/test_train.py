@@ -33,6 +33,20 @@ def settings(name, **change):
 
 # ---- the loop ----
 
+def test_the_optimizer_holds_the_delta_and_nothing_else(monkeypatch, tmp_path):
+    held, models, loss = [], [], tasks.loss
+
+    class Noted(torch.optim.AdamW):
+        def __init__(self, parameters, **options):
+            super().__init__(parameters, **options)
+            held.append([id(p) for group in self.param_groups for p in group["params"]])
+    monkeypatch.setattr(torch.optim, "AdamW", Noted)
+    monkeypatch.setattr(tasks, "loss", lambda model, *rest: models.append(model) or loss(model, *rest))
+    for name in ("lora", "intrinsic"):                 # beside the base's weights, and around the model
+        train.run(settings(name, steps=1), tmp_path, report.quiet)
+        assert held[-1] == [id(p) for p in trainable(models[-1]).values()], name
+
+
 def words(shift):
     """Eight texts of three words; the word wanted behind each is `shift` further on."""
     return [Example([i, i + 1, i + 2], [-100, -100, (i + 2 + shift) % 17], "", ["x"]) for i in range(8)]
@@ -181,11 +195,11 @@ def test_the_check_of_step_0_stops_a_delta_that_changes_the_model():
     assert re.search(r"moved by up to \d\S*: soft tokens are seen at once", said[-1])
 
 
-def test_the_check_at_the_end_stops_a_frozen_tensor_that_moved_and_explains_what_has_not():
+def test_the_check_at_the_end_stops_a_frozen_tensor_that_moved_and_explains_what_has_not(tmp_path):
     said, base = [], Transformer(GPT)
     check = checks.Check(base, TASK, 0, said.append)
     model = attach(BitFit(), base)
-    check.before_training(model)
+    check.before_training(model, tmp_path)
     delta = trainable(model)
     still = dict.fromkeys(("final_norm.bias", "blocks.0.mlp.up.bias", "blocks.1.mlp.up.bias"))
     delta["blocks.0.mlp.up.bias"].grad = torch.zeros(20)
@@ -234,29 +248,15 @@ def test_a_run_is_stopped_by_each_of_its_checks_and_saves_nothing(monkeypatch, t
 
 # ---- a run ----
 
-def test_the_optimizer_holds_the_delta_and_nothing_else(monkeypatch, tmp_path):
-    held, models, loss = [], [], tasks.loss
-
-    class Noted(torch.optim.AdamW):
-        def __init__(self, parameters, **options):
-            super().__init__(parameters, **options)
-            held.append([id(p) for group in self.param_groups for p in group["params"]])
-    monkeypatch.setattr(torch.optim, "AdamW", Noted)
-    monkeypatch.setattr(tasks, "loss", lambda model, *rest: models.append(model) or loss(model, *rest))
-    for name in ("lora", "intrinsic"):                 # beside the base's weights, and around the model
-        train.run(settings(name, steps=1), tmp_path, report.quiet)
-        assert held[-1] == [id(p) for p in trainable(models[-1]).values()], name
-
-
 def test_a_prompt_starts_from_the_tasks_label_words_unless_its_own_are_given(monkeypatch, tmp_path):
     started, loop = [], train.train
     monkeypatch.setattr(train, "train", lambda model, task, *rest: started.append(
         (model.prompt.vectors.detach().clone(), model.tokens.weight, task.words)) or loop(model, task, *rest))
-    for words in ("", "5,6"):
-        made = Settings(methods()["prompt"](init="labels", words=words, length=2), **SMALL)
+    for words in ("", "5,6,7,8"):
+        made = Settings(methods()["prompt"](init="labels", words=words, length=4), **SMALL)
         record = train.run(made, tmp_path, report.quiet)
         vectors, table, labels = started.pop()
-        assert torch.equal(vectors, table[labels[:2] if words == "" else [5, 6]]), words
+        assert torch.equal(vectors, table[[5, 6, 7, 8] if words else labels]), words
         assert record["settings"]["words"] == words, "what was given"
 
 
