@@ -12,16 +12,16 @@ The technique trains first and full fine-tuning after it, to compare with. Every
 out/results.jsonl (harness/results.py says what is in it).
 """
 
+from harness import boundary
+
+if __name__ == "__main__":
+    boundary.begin()  # before torch is imported
+
 import math
 import shlex
 import time
 from contextlib import contextmanager
 from pathlib import Path
-
-from harness import boundary
-
-if __name__ == "__main__":
-    boundary.begin()  # before torch is imported
 
 import torch
 
