@@ -57,8 +57,8 @@ def draw(blocks, n, seed):
     for start in range(0, blocks, step):
         shape = min(step, blocks - start), n
         B = torch.randint(0, 2, shape, generator=random, dtype=torch.int8) * 2 - 1
-        keys = torch.randint(-2**31, 2**31 - 1, shape, generator=random, dtype=torch.int32)
-        yield B, keys.argsort(dim=-1, stable=True), torch.randn(shape, generator=random)
+        Pi = torch.randint(-2**31, 2**31 - 1, shape, generator=random, dtype=torch.int32).argsort(dim=-1, stable=True)
+        yield B, Pi, torch.randn(shape, generator=random)
 
 
 # ---- the same, a few blocks at a time ----
