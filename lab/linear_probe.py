@@ -2,7 +2,7 @@
 
     p(label | text) = softmax(W h + b),    h (D,) the state at the target's place
 
-What the base knows already, read off with C (D + 1) numbers and without touching it. The strength of the L2
+What the base knows already, read off with C (D + 1) parameters and without touching it. The strength of the L2
 penalty is chosen on dev.
 """
 

@@ -88,7 +88,7 @@ def test_the_three_stages_have_the_same_number_of_words_and_the_same_test(monkey
     line = "--base gpt-xs --task sentiment --examples 4 --length 3 --candidates 2 --seeds 2 --device cpu --out"
     for _ in range(2):
         prompts.main([*line.split(), str(tmp_path)])
-        assert found == [(3, 2, 0), (3, 2, 1)], "searched once"
+        assert found == [(3, 2, 0), (3, 2, 1)], "each is searched once"
     assert [(s.delta.length, s.seed, s.examples) for s in ran] == [(3, 0, 4), (3, 1, 4)]
 
     model, tokenizer, task = prompts.train.prepare(settings_of("full", base="gpt-xs", task="sentiment", device="cpu"))
@@ -102,6 +102,10 @@ def test_the_three_stages_have_the_same_number_of_words_and_the_same_test(monkey
     assert shown[-5:] == [f"manual {40:14.1f}", f"discrete      {mean:7.1f}{spread:7.1f}",
                           f"continuous    {70.5:7.1f}{0.5**0.5:7.1f}",
                           *(f"   seed {seed} found: {tokenizer.decode([300 + seed] * 3)!r}" for seed in range(2))]
+
+    for words, new in (("--candidates 5", (3, 5, 0)), ("--length 2", (2, 2, 0)), ("--task claim", (3, 2, 0))):
+        prompts.main([*line.split(), str(tmp_path), *words.split(), "--seeds", "1"])
+        assert found.pop() == new and len(found) == 2, "another search"
 
 
 # ---- few examples ----
