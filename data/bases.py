@@ -8,13 +8,16 @@ exact commands stand in data/README.md. `python -m data.bases keep FILE` turns w
 shipped base: it prints the capability probe, and writes float16 only if the base passes.
 """
 
+import hashlib
+import os
 import sys
 from pathlib import Path
 
 import torch
 
 from data import tokenizers
-from model import Config, Transformer
+from data.files import field, pointer, replace, shown, sound, tensors, text
+from model import Config, Refused, Transformer
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -42,24 +45,43 @@ def load_base(name, scratch=False):
     """(model, tokenizer) of a shipped base or of a checkpoint's folder, in float32 on the CPU.
 
     With `scratch` the model has the shape of the base and new random weights.
-    Raises ValueError for what is neither, or for a checkpoint that model.py cannot compute.
+    Refuses what is neither, shipped weights that are not those of weights/SHA256, and a checkpoint that model.py
+    cannot compute.
     """
     if name in SHAPES:
         model, tokenizer = Transformer(SHAPES[name]), tokenizers.world(wraps=not SHAPES[name].causal)
         if not scratch:
-            path = WEIGHTS / f"{name}.pt"
-            if not path.is_file():
-                raise ValueError(f"base {name!r} has no weights at {path}; data/README.md says how they are made")
-            fill(model, torch.load(path, weights_only=True))  # float16 in the file
+            fill(model, shipped(name))  # float16 in the file
         return model, tokenizer
-    if not Path(name).is_dir():
-        raise ValueError(f"base {name!r}: choose from {', '.join(SHAPES)}, or give a checkpoint's folder")
+    if not os.path.isdir(name):
+        raise Refused(f"base {shown(repr(name))}: choose from {', '.join(SHAPES)}, or give a checkpoint's folder")
     from data import checkpoints  # needs safetensors, which the little world does not
-    config, tensors = checkpoints.read(name)
+    config, state = checkpoints.read(name)
     model = Transformer(config)
     if not scratch:
-        model.load_state_dict(tensors)
+        model.load_state_dict(state)
     return model, checkpoints.tokenizer(name)
+
+
+def shipped(name):
+    """{name: tensor} of a shipped base, whose bytes must have the digest that stands in weights/SHA256."""
+    path, wanted = WEIGHTS / f"{name}.pt", digests()
+    if not path.exists():
+        raise Refused(f"base {name!r} has no weights at {path}; data/README.md says how they are made")
+    if not pointer(path) and digest(path) != wanted.get(path.name):
+        raise Refused(f"{path}: SHA-256 {digest(path)[:12]}... is not the one in {WEIGHTS / 'SHA256'}, "
+                      f"{wanted.get(path.name, 'none')[:12]}...: damaged, or not written by python -m data.bases keep")
+    return sound(tensors(path), path)
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digests():
+    """{file: SHA-256} of the shipped weights; `sha256sum -c SHA256` checks them as well."""
+    lines = text(WEIGHTS / "SHA256").splitlines() if (WEIGHTS / "SHA256").exists() else []
+    return {name: value for value, _, name in (line.partition("  ") for line in lines)}
 
 
 @torch.no_grad()
@@ -72,16 +94,23 @@ def fill(model, tensors):
 def keep(path):
     """Write the shipped weights of a base from what training saved at `path`, if they pass the probe."""
     from data import probe
-    run = torch.load(path, weights_only=True)
-    name = run["notes"]["base"]
+    run = tensors(path)
+    name = field(field(run, "notes", dict, path), "base", str, path)
     model, tokenizer = load_base(name, scratch=True)
-    halves = {key: tensor.half() for key, tensor in run["tensors"].items()}
-    fill(model, halves)
+    halves = {key: tensor.half() for key, tensor in field(run, "tensors", dict, path).items()}
+    fill(model, sound(halves, path))
     if not probe.report(model, tokenizer):
         raise SystemExit(f"{name} does not pass; nothing was written")
-    WEIGHTS.mkdir(exist_ok=True)
-    torch.save(halves, WEIGHTS / f"{name}.pt")
-    print(f"wrote {WEIGHTS / name}.pt, {(WEIGHTS / f'{name}.pt').stat().st_size:,} bytes")
+    path = WEIGHTS / f"{name}.pt"
+    replace(path, lambda part: save(halves, part))
+    lines = [f"{value}  {file}\n" for file, value in sorted((digests() | {path.name: digest(path)}).items())]
+    replace(WEIGHTS / "SHA256", lambda part: part.write_text("".join(lines), encoding="utf-8"))
+    print(f"wrote {path}, {path.stat().st_size:,} bytes")
+
+
+def save(halves, part):
+    with open(part, "wb") as file:  # given a path, torch would write its name into the file, and the digest with it
+        torch.save(halves, file)
 
 
 if __name__ == "__main__":

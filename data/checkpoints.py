@@ -15,37 +15,57 @@ Left out without a word: buffers (masks, counts of positions), BERT's next-sente
 pooler, which that family's pretraining never trained. Left out with a warning: the heads of other tasks.
 """
 
-import json
 import re
+import shlex
 import warnings
 from pathlib import Path
 
 import torch
 
+from data.files import field, json_of, pointer, shown, sound, there
 from data.tokenizers import bpe_from, wordpiece_from
-from model import Config, Transformer
+from model import Config, Refused, Transformer
 
-ACTIVATION = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+ACTIVATION = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+
+# A field of Config: what config.json calls it (and its other name, where it has two).
+BERT = {
+    "vocab_size": "vocab_size", "n_ctx": "max_position_embeddings", "d_model": "hidden_size",
+    "n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "d_ff": "intermediate_size",
+    "n_types": "type_vocab_size", "eps": "layer_norm_eps", "activation": "hidden_act"}
+GPT2 = {
+    "vocab_size": "vocab_size", "n_ctx": "n_positions max_position_embeddings", "d_model": "n_embd hidden_size",
+    "n_layer": "n_layer num_hidden_layers", "n_head": "n_head num_attention_heads", "d_ff": "n_inner",
+    "eps": "layer_norm_epsilon", "activation": "activation_function"}
+FIELDS = {"gpt2": GPT2, "bert": BERT, "roberta": BERT}
+# What a family means where config.json leaves it out; a size must be there. GPT-2's d_ff is 4 d_model.
+USUAL = {
+    "gpt2": {"eps": 1e-5, "activation": "gelu_new", "d_ff": None},
+    "bert": {"eps": 1e-12, "activation": "gelu", "n_types": 2}}
+USUAL["roberta"] = USUAL["bert"]
+KIND = {"eps": (float, 0, 1), "activation": (str, None, None)}  # type, least, most
+SIZE = int, 1, 10**7                                            # of all others
 
 # What a setting must be, where it stands in config.json at all.
 MUST_BE = {
     "position_embedding_type": "absolute", "is_decoder": False, "is_encoder_decoder": False,
     "add_cross_attention": False, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False, "pruned_heads": {}}
-READ = {
-    "model_type", "vocab_size", "tie_word_embeddings",
-    "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function", "layer_norm_epsilon",
-    "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "hidden_act", "layer_norm_eps", "type_vocab_size"}
-# Settings of training, generation and bookkeeping: none of them changes what the model computes.
+    "pruned_heads": {}}
+# Settings of training, generation and bookkeeping: none of them changes what the model computes in float32.
 NO_MATTER = re.compile(
-    r"_.*|.*_token_id|.*drop.*|summary_.*|pooler_.*|output_.*|return_dict.*|initializer_.*|use_cache|prefix"
+    r"_.*|.*_token_ids?|.*drop.*|summary_.*|pooler_.*|output_.*|return_dict.*|initializer_.*|use_cache|prefix"
     r"|torchscript|gradient_checkpointing|transformers_version|architectures|(torch_)?dtype|id2label|label2id"
     r"|num_labels|problem_type|finetuning_task|task_specific_params|chunk_size_feed_forward|directionality"
     r"|language|tokenizer_class|n_ctx|n_special|predict_special_tokens|do_sample|(max|min)_length|temperature"
     r"|top_[kp]|typical_p|num_(beams|beam_groups|return_sequences)|(length|repetition|diversity)_penalty"
-    r"|(encoder_)?no_repeat_ngram_size")
+    r"|(encoder_)?no_repeat_ngram_size|bad_words_ids|early_stopping|remove_invalid_values|(begin_)?suppress_tokens"
+    r"|exponential_decay_length_penalty|reorder_and_upcast_attn|max_seq_length|(base_model|name)_(prefix|or_path)"
+    r"|sentence_transformers|sbert_ce_default_activation_function|adapters|transformers\.js_config|unsloth_version"
+    r"|tf_legacy_loss|use_bfloat16|loss_type")
 
+FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 BUFFERS = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|position_ids|token_type_ids)")
 OTHER_HEADS = re.compile(r"(classifier|score|qa_outputs|multiple_choice_head)\..*")
 UNTRAINED = {"gpt2": (), "bert": ("cls.seq_relationship.",), "roberta": ("pooler.",)}
@@ -57,16 +77,21 @@ def read(folder):
     """folder -> (Config, state dict in float32 for Transformer(config)).
 
     The LM head comes along where the file has one (GPT-2's tied head is there by definition), else
-    lm_head="none". Raises ValueError for settings or tensors that this project's model cannot honour,
-    FileNotFoundError for a missing file, ImportError where safetensors is not installed.
+    lm_head="none". Refuses settings and tensors that this project's model cannot honour, and what is missing.
     """
     folder = Path(folder)
     settings = read_settings(folder)
-    tensors = load_tensors(folder, settings["model_type"])
+    family = settings["model_type"]
+    tensors = load_tensors(folder, family)
+    sizes = config_fields(folder, settings)
+    blocks = {found[1] for name in tensors if (found := re.match(r"(?:h|encoder\.layer)\.(\d+)\.", name))}
+    if sizes["n_layer"] != len(blocks):  # before so many blocks are built
+        raise Refused(f"{folder}: config.json has {sizes['n_layer']:,} layers, the weights are those of {len(blocks)}; "
+                      f"their tensors are {shown(', '.join(sorted(tensors)[:3]))} ...")
     try:
-        config, names = (read_gpt2 if settings["model_type"] == "gpt2" else read_bert)(settings, tensors)
-    except KeyError as error:
-        raise ValueError(f"{folder}: config.json has no {error}") from None
+        config, names = (read_gpt2 if family == "gpt2" else read_bert)(settings, sizes, tensors)
+    except Refused as error:
+        raise Refused(f"{folder}: config.json: {error}") from None
     with torch.device("meta"):
         wanted = {key: tensor.shape for key, tensor in Transformer(config).state_dict().items()}
     sources = {}
@@ -74,142 +99,180 @@ def read(folder):
         module, leaf = key.rsplit(".", 1)
         sources[key] = names.get(key) or f"{names[module]}.{leaf}"
 
-    faults = [f"{name} has no place in this model" for name in tensors if name not in sources.values()]
+    faults = [f"{shown(name)} has no place in this model" for name in tensors if name not in sources.values()]
+    state = {}
     for key, name in sources.items():
         if name not in tensors:
             faults.append(f"{name} is missing")
-        elif tensors[name].shape != wanted[key]:
-            faults.append(f"{name} is {tuple(tensors[name].shape)}, config.json says {tuple(wanted[key])}")
+            continue
+        state[key] = piece(tensors[name], key) if family == "gpt2" and ".c_" in name else tensors[name]
+        if state[key].shape != wanted[key]:
+            which = f" (its part for {key})" if tensors[name].dim() != state[key].dim() or ".c_attn." in name else ""
+            faults.append(f"{name} is {tuple(state[key].shape)}{which}, config.json says {tuple(wanted[key])}")
     if faults:
-        raise ValueError(f"{folder}: {len(faults)} tensors do not fit: {'; '.join(faults[:8])}")
-    return config, {key: tensors[name].to(torch.float32) for key, name in sources.items()}
+        raise Refused(f"{folder}: {len(faults)} tensors do not fit: {'; '.join(dict.fromkeys(faults[:8]))}")
+    return config, state
+
+
+def piece(tensor, key):
+    """Our parameter out of GPT-2's: stored as (in, out), and c_attn is query, key and value side by side."""
+    tensor = tensor.t() if tensor.dim() == 2 else tensor                               # (out, in) or (out,)
+    third = {"query": 0, "key": 1, "value": 2}.get(key.split(".")[-2])
+    return tensor if third is None or not tensor.dim() else tensor.tensor_split(3)[third]
 
 
 def tokenizer(folder):
     """The tokenizer that belongs to the checkpoint: WordPiece for BERT, byte pairs for GPT-2 and RoBERTa."""
-    settings = read_settings(Path(folder))
+    folder = Path(folder)
+    settings = read_settings(folder)
+    rows = field(settings, "vocab_size", int, folder / "config.json", least=1)
     family = settings["model_type"]
     tokens = wordpiece_from(folder) if family == "bert" else bpe_from(folder, wraps=family == "roberta")
-    if tokens.vocab_size > settings["vocab_size"]:
-        raise ValueError(f"{folder}: the tokenizer has {tokens.vocab_size} tokens, the model only "
-                         f"vocab_size={settings['vocab_size']}")
+    if tokens.vocab_size > rows:
+        raise Refused(f"{folder}: the tokenizer has {tokens.vocab_size} tokens, the model only vocab_size={rows}")
     return tokens
 
 
 def read_settings(folder):
     """config.json without its nulls, once every setting in it is known to be honoured or harmless."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: no config.json, so not a checkpoint's folder")
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings = {key: value for key, value in settings.items() if value is not None}
-    if settings.get("model_type") not in PREFIX:
-        raise ValueError(f"{folder}: config.json has model_type={settings.get('model_type')!r}; "
-                         f"this reader knows {', '.join(PREFIX)}")
+    path = folder / "config.json"
+    if not path.exists():
+        raise Refused(f"{folder}: no config.json, so not a checkpoint's folder")
+    settings = {key: value for key, value in json_of(path).items() if value is not None}
+    family = settings.get("model_type")
+    if not isinstance(family, str) or family not in PREFIX:
+        raise Refused(f"{path}: model_type={shown(repr(family))}; this reader knows {', '.join(PREFIX)}")
     must_be = MUST_BE | {"embedding_size": settings.get("hidden_size")}
+    known = {"model_type", "tie_word_embeddings", *" ".join(FIELDS[family].values()).split()}
     for key, value in settings.items():
         if key in must_be and value != must_be[key]:
-            raise ValueError(f"{folder}: config.json has {key}={value!r}; only {must_be[key]!r} is supported")
-        if value in (False, {}, [], "") or key in must_be or key in READ or NO_MATTER.fullmatch(key):
+            raise Refused(f"{path}: {key}={shown(repr(value))}; only {must_be[key]!r} is supported")
+        if value in (False, {}, [], "") or key in must_be or key in known or NO_MATTER.fullmatch(key):
             continue
-        raise ValueError(f"{folder}: config.json has {key}={value!r}, which this reader does not know; "
-                         "if it does not change what the model computes, delete that line")
+        raise Refused(f"{path}: {shown(key)}={shown(repr(value))}, which this reader does not know; if it does not "
+                      "change what the model computes, delete that line")
     return settings
 
 
+def config_fields(folder, settings):
+    """{field of Config: value} of what config.json says, each of its type and in its range."""
+    family, path, found = settings["model_type"], folder / "config.json", {}
+    for name, keys in FIELDS[family].items():
+        given = [key for key in keys.split() if key in settings]
+        kind, least, most = KIND.get(name, SIZE)
+        values = [field(settings, key, kind, path, least, most) for key in given]
+        if len(set(values)) > 1:
+            raise Refused(f"{path}: {given[0]}={values[0]} and {given[1]}={values[1]}: two names of one thing")
+        if not values and name not in USUAL[family]:
+            raise Refused(f"{path}: has no {keys.split()[0]!r}")
+        found[name] = values[0] if values else USUAL[family][name]
+    if found["activation"] not in ACTIVATION:
+        raise Refused(f"{path}: {FIELDS[family]['activation']}={shown(repr(found['activation']))}; choose from "
+                      f"{', '.join(ACTIVATION)}")
+    found["tied"] = field(settings, "tie_word_embeddings", bool, path, default=True)
+    return found | {"activation": ACTIVATION[found["activation"]]}
+
+
+def weight_files(folder):
+    """The file with the weights, or the several that the index names."""
+    if (folder / "model.safetensors").exists():
+        return [there(folder / "model.safetensors")]
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        raise Refused(f"{folder}: no model.safetensors. {how_to_convert(folder)}")
+    names = field(json_of(index), "weight_map", dict, index).values()
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise Refused(f"{index}: the file {shown(repr(name))}; a name without a folder is expected")
+    return [there(folder / name) for name in sorted(set(names))]
+
+
+def how_to_convert(folder):
+    if not (bins := sorted(folder.glob("pytorch_model*.bin"))):
+        return "The weights must be in that format"
+    code = ("import glob, sys, torch; from safetensors.torch import save_file; t = {}; "
+            "[t.update(torch.load(f, map_location='cpu', weights_only=True)) for f in sys.argv[2:]]; "
+            "save_file({k: v.clone().contiguous() for k, v in t.items()}, sys.argv[1], metadata={'format': 'pt'})")
+    words = "python", "-c", code, str(folder / "model.safetensors"), *map(str, bins)
+    return f"To convert pytorch_model.bin: {shlex.join(words)}"
+
+
 def load_tensors(folder, family):
-    """{name: tensor} of one file or of several, without the family's prefix and what is left out."""
+    """{name: tensor in float32} of one file or of several, without the family's prefix and what is left out."""
     try:
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
     except ImportError:
-        raise ImportError("reading a checkpoint needs safetensors: pip install safetensors") from None
-    files = ["model.safetensors"]
-    if (index := folder / "model.safetensors.index.json").exists():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    elif not (folder / files[0]).exists():
-        kind = "AutoModelForCausalLM" if family == "gpt2" else "AutoModelForMaskedLM"
-        raise FileNotFoundError(
-            f"{folder}: no model.safetensors. To convert pytorch_model.bin: "
-            f"python -c \"from transformers import {kind} as M; "
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\"")
+        raise Refused("reading a checkpoint needs safetensors: pip install safetensors") from None
     tensors, left_out = {}, []
-    for name, tensor in (item for file in files for item in load_file(folder / file).items()):
-        name = name.removeprefix(PREFIX[family])
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if OTHER_HEADS.fullmatch(name):
-            left_out.append(name)
-        elif not BUFFERS.fullmatch(name) and not name.startswith(UNTRAINED[family]):
-            tensors[name] = tensor
+    for path in weight_files(folder):
+        if pointer(path):
+            raise Refused(f"{path}: a git-lfs pointer, not the file itself (git lfs pull fetches it)")
+        try:
+            with safe_open(path, "pt") as file:
+                held = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+            raise Refused(f"{path}: cut short, or not a safetensors file ({shown(str(error))})") from None
+        for name, tensor in held.items():
+            name = name.removeprefix(PREFIX[family])
+            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+            if OTHER_HEADS.fullmatch(name):
+                left_out.append(name)
+            elif not BUFFERS.fullmatch(name) and not name.startswith(UNTRAINED[family]):
+                if name in tensors:
+                    raise Refused(f"{path}: {shown(name)} stands there twice, under two names or in two files")
+                if tensor.dtype not in FLOATS:
+                    raise Refused(f"{path}: {shown(name)} is {tensor.dtype}; weights are float16, bfloat16, float32 or "
+                                  "float64 (quantised ones must be dequantised first)")
+                tensors |= sound({name: tensor.to(torch.float32)}, path)
     if left_out:
-        warnings.warn(f"{folder}: the head of another task is left out: {', '.join(left_out)}", stacklevel=3)
+        heads = shown(", ".join(left_out), 200)
+        warnings.warn(f"{folder}: the head of another task is left out: {heads}", stacklevel=3)
     return tensors
-
-
-def activation(settings, key):
-    if settings[key] not in ACTIVATION:
-        raise ValueError(f"config.json has {key}={settings[key]!r}; choose from {', '.join(ACTIVATION)}")
-    return ACTIVATION[settings[key]]
 
 
 def drop_copy(tensors, copy, original):
     """Tied tensors are sometimes stored twice; two that differ are not tied, whatever config.json says."""
     if {copy, original} <= tensors.keys() and not torch.equal(tensors.pop(copy), tensors[original]):
-        raise ValueError(f"config.json has tie_word_embeddings=True, but {copy} and {original} differ")
+        raise Refused(f"tie_word_embeddings=True, but {copy} and {original} differ")
 
 
-def read_gpt2(settings, tensors):
-    """Config and {our module or tensor: the file's}; c_attn is taken apart and matrices become (out, in)."""
-    tied = settings.get("tie_word_embeddings", True)
-    if tied:
+def read_gpt2(settings, sizes, tensors):
+    """Config and {our module or tensor: the file's}."""
+    if sizes["tied"]:
         drop_copy(tensors, "lm_head.weight", "wte.weight")
-    for name in [name for name in tensors if re.fullmatch(r"h\.\d+\.(attn|mlp)\.c_\w+\.(weight|bias)", name)]:
-        tensor = tensors.pop(name).t()                                                 # (out, in) or (out,)
-        if ".c_attn." in name:
-            for part, rows in zip(("query", "key", "value"), tensor.chunk(3)):         # (D, D) or (D,)
-                tensors[name.replace("c_attn", f"c_attn.{part}")] = rows.contiguous()
-        else:
-            tensors[name] = tensor.contiguous()
-    config = Config(
-        vocab_size=settings["vocab_size"], n_ctx=settings["n_positions"], d_model=settings["n_embd"],
-        n_layer=settings["n_layer"], n_head=settings["n_head"],
-        d_ff=settings.get("n_inner", 4 * settings["n_embd"]), eps=settings["layer_norm_epsilon"],
-        activation=activation(settings, "activation_function"), tied=tied,
-        lm_head="linear" if tied or "lm_head.weight" in tensors else "none")
+    config = Config(**sizes | {"d_ff": sizes["d_ff"] or 4 * sizes["d_model"]},
+                    lm_head="linear" if sizes["tied"] or "lm_head.weight" in tensors else "none")
 
     names = {"tokens": "wte", "positions": "wpe", "final_norm": "ln_f", "head.decoder": "lm_head"}
-    names |= {"head.decoder.weight": "wte.weight"} if tied else {}
+    names |= {"head.decoder.weight": "wte.weight"} if config.tied else {}
     parts = {
-        "attention.query": "attn.c_attn.query", "attention.key": "attn.c_attn.key",
-        "attention.value": "attn.c_attn.value", "attention.out": "attn.c_proj",
+        "attention.query": "attn.c_attn", "attention.key": "attn.c_attn",
+        "attention.value": "attn.c_attn", "attention.out": "attn.c_proj",
         "norm1": "ln_1", "norm2": "ln_2", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
     return config, names | {f"blocks.{n}.{ours}": f"h.{n}.{theirs}"
                             for n in range(config.n_layer) for ours, theirs in parts.items()}
 
 
-def read_bert(settings, tensors):
+def read_bert(settings, sizes, tensors):
     """Config and {our module or tensor: the file's} for BERT and RoBERTa, whose positions now start at 0."""
-    tied, head = settings.get("tie_word_embeddings", True), LM_HEAD[settings["model_type"]]
+    head = LM_HEAD[settings["model_type"]]
     words, places = "embeddings.word_embeddings", "embeddings.position_embeddings"
     unused, has_head = 0, any(name.startswith(head) for name in tensors)
     if settings["model_type"] == "roberta":
-        unused = settings.get("pad_token_id", 1) + 1
+        unused = field(settings, "pad_token_id", int, "", 0, sizes["n_ctx"] - 2, default=1) + 1
         if places + ".weight" in tensors:
             tensors[places + ".weight"] = tensors[places + ".weight"][unused:]
-        if has_head and settings["hidden_act"] != "gelu":
-            raise ValueError(f"config.json has hidden_act={settings['hidden_act']!r}; "
-                             "RoBERTa's LM head always has 'gelu', and a model here has one activation")
-    if tied:
+        if has_head and sizes["activation"] != "gelu":
+            raise Refused(f"hidden_act={settings['hidden_act']!r}; "
+                          "RoBERTa's LM head always has 'gelu', and a model here has one activation")
+    if sizes["tied"]:
         drop_copy(tensors, f"{head}.decoder.weight", f"{words}.weight")
         drop_copy(tensors, f"{head}.bias", f"{head}.decoder.bias")
     if f"{head}.bias" in tensors:  # in older files it has only this name; where it has both, this one is idle
         bias = tensors.pop(f"{head}.bias")
         tensors.setdefault(f"{head}.decoder.bias", bias)
-    config = Config(
-        vocab_size=settings["vocab_size"], n_ctx=settings["max_position_embeddings"] - unused,
-        d_model=settings["hidden_size"], n_layer=settings["num_hidden_layers"],
-        n_head=settings["num_attention_heads"], d_ff=settings["intermediate_size"],
-        causal=False, norm_first=False, activation=activation(settings, "hidden_act"),
-        eps=settings["layer_norm_eps"], n_types=settings["type_vocab_size"],
-        lm_head="mlm" if has_head else "none", tied=tied, pooler="pooler.dense.weight" in tensors)
+    config = Config(**sizes | {"n_ctx": sizes["n_ctx"] - unused}, causal=False, norm_first=False,
+                    lm_head="mlm" if has_head else "none", pooler="pooler.dense.weight" in tensors)
     return config, bert_names(config, head)
 
 

@@ -33,10 +33,18 @@ def there(path):
 
 def text(path):
     """The text of a file, without its byte-order mark."""
+    if pointer(there(path)):
+        raise Refused(f"{path}: a git-lfs pointer, not the file itself (git lfs pull fetches it)")
     try:
-        return there(path).read_text(encoding="utf-8-sig")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise Refused(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def pointer(path):
+    """Does git-lfs's note stand in the place of the file?"""
+    with open(path, "rb") as file:
+        return file.read(24).startswith(b"version https://git-lfs")
 
 
 def json_of(path, kind=dict):
@@ -49,9 +57,8 @@ def parsed(written, place, kind=dict):
     try:
         content = json.loads(written)
     except (json.JSONDecodeError, RecursionError, ValueError) as error:
-        lfs = "a git-lfs pointer, not the file itself" if written.startswith("version https://git-lfs") else None
-        why = lfs or (f"{error.msg} (line {error.lineno}, column {error.colno})" if hasattr(error, "lineno") else
-                      "nested too deeply" if isinstance(error, RecursionError) else str(error))
+        why = (f"{error.msg} (line {error.lineno}, column {error.colno})" if hasattr(error, "lineno") else
+               "nested too deeply" if isinstance(error, RecursionError) else str(error))
         raise Refused(f"{place}: not JSON: {why}") from None
     if not isinstance(content, kind):
         raise Refused(f"{place}: {TYPES[kind]} is expected here, not {shown(content)}")
@@ -66,7 +73,7 @@ def field(content, name, kind, path, least=None, most=None, default=...):
         raise Refused(f"{path}: has no {name!r}")
     value = content[name]
     right = type(value) is kind or kind is float and type(value) is int
-    if not right or kind is float and not math.isfinite(value):
+    if not right or type(value) is float and not math.isfinite(value):
         raise Refused(f"{path}: {name} is {shown(value)}, not {TYPES[kind]}")
     if least is not None and value < least or most is not None and value > most:
         raise Refused(f"{path}: {name} is {shown(value)}; it must be {span(least, most)}")
@@ -96,9 +103,8 @@ def tensors(path):
             AttributeError, IndexError, AssertionError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         if isinstance(error, Refused):
             raise
-        start = Path(path).read_bytes()[:24]
-        lfs = start.startswith(b"version https://git-lfs")
-        raise Refused(f"{path}: {'a git-lfs pointer' if lfs else 'not written by torch.save, or cut short'}") from None
+        why = "a git-lfs pointer" if pointer(path) else "not written by torch.save, or cut short"
+        raise Refused(f"{path}: {why}") from None
 
 
 def sound(found, path):
@@ -108,7 +114,7 @@ def sound(found, path):
             raise Refused(f"{path}: {shown(name)} is not a named tensor")
         if tensor.layout != torch.strided or not tensor.is_floating_point():
             raise Refused(f"{path}: {shown(name)} is {tensor.dtype}, {tensor.layout}; floating and dense is expected")
-        if not tensor.isfinite().all():
+        if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):  # NaN is both; no copy is made
             raise Refused(f"{path}: {shown(name)} holds NaN or infinity")
     return found
 

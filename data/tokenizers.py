@@ -11,21 +11,21 @@
 
 Byte-pair encoding starts from single bytes and joins the neighbours whose union has the lowest rank, over
 and over (Sennrich et al. 2016; over bytes: GPT-2). RoBERTa has GPT-2's ranks and its own ids, so an id is
-looked up once the ranks have done their work.
+looked up once the ranks have done their work. What a checkpoint's files say is read in tokenizer_files.py.
 """
 
 import base64
-import json
+import re
 from pathlib import Path
 
 import tiktoken
 
-from data import bpe
+from data import bpe, tokenizer_files
+from data.files import shown
+from model import Refused
 
 # How GPT-2 cuts a text before any bytes are joined: a word keeps the space before it.
 GPT2_PATTERN = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-PLAIN_BPE = ("GPT2Tokenizer", "RobertaTokenizer")
-PLAIN_WORDPIECE = ("BertTokenizer",)
 
 
 class Tokenizer:
@@ -40,15 +40,25 @@ class Tokenizer:
 
 
 class BPE(Tokenizer):
-    """A tiktoken.Encoding; ids[rank] is the id of the token with that rank, the rank itself if not given."""
+    """A tiktoken.Encoding. ids[rank] is the id of the token with that rank, the rank itself if not given; `words`
+    {word: id} were added later, and each is one token wherever it stands.
+    """
 
-    def __init__(self, encoding, ids=None, **special):
-        super().__init__(encoding.n_vocab, **special)
-        self.encoding = encoding
+    def __init__(self, encoding, ids=None, words=None, **special):
+        self.encoding, self.words = encoding, words or {}
         self.ids = list(range(encoding.n_vocab)) if ids is None else ids
         self.ranks = {i: rank for rank, i in enumerate(self.ids)}
+        super().__init__(max(self.ids) + 1, **special)
+        longest_first = sorted(self.words, key=len, reverse=True)
+        self.word = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if words else None
 
     def encode(self, text):
+        found = []
+        for part in self.word.split(text) if self.word else [text]:
+            found += [self.words[part]] if part in self.words else self.pieces(part)
+        return found
+
+    def pieces(self, text):
         return [self.ids[rank] for rank in self.encoding.encode_ordinary(text)]
 
     def decode(self, ids):
@@ -57,16 +67,10 @@ class BPE(Tokenizer):
 
 
 class WordPiece(Tokenizer):
-    """A `tokenizers.Tokenizer` with BERT's special tokens."""
+    """A `tokenizers.Tokenizer`, which does BERT's own cutting."""
 
-    def __init__(self, pieces):
-        pad, bos, eos, mask = map(pieces.token_to_id, ("[PAD]", "[CLS]", "[SEP]", "[MASK]"))
-        if bos is None or eos is None:
-            raise ValueError("this WordPiece vocabulary has no [CLS] or no [SEP]: not a BERT tokenizer")
-        super().__init__(pieces.get_vocab_size(), pad, bos, eos, mask, wraps=True)
-        pieces.no_padding()
-        pieces.no_truncation()
-        pieces.encode_special_tokens = True  # "[MASK]" in a text is five letters and two brackets
+    def __init__(self, pieces, vocab_size, **special):
+        super().__init__(vocab_size, wraps=True, **special)
         self.pieces = pieces
 
     def encode(self, text):
@@ -97,93 +101,78 @@ def byte_letters():
     return {chr(byte): byte for byte in prints} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def read_settings(folder, plain):
-    """tokenizer_config.json and tokenizer.json, {} where absent.
-
-    Without the second the first must name one of the `plain` classes, "Fast" or not: those are known here.
-    """
-    settings, whole = read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json")
-    name = settings.get("tokenizer_class") or plain[0]
-    if not whole and name.removesuffix("Fast") not in plain:
-        raise ValueError(f"{folder}: tokenizer_class={name!r}; this reader knows {', '.join(plain)}")
-    return settings, whole
-
-
 def bpe_from(folder, wraps):
     """GPT-2's (wraps=False) or RoBERTa's tokenizer, from vocab.json and merges.txt or tokenizer.json."""
-    folder = Path(folder)
-    vocab, merges = read_merges(folder)
+    said = tokenizer_files.read(folder, "roberta" if wraps else "gpt2")
     letters = byte_letters()
-    tokens = list(dict.fromkeys([*letters, *map("".join, merges)]))  # in the order of their ranks
-    if missing := [token for token in tokens if token not in vocab]:
-        raise ValueError(f"{folder}: vocab.json lacks {len(missing)} tokens of merges.txt: {missing[:5]}")
-    special = sorted(vocab.keys() - set(tokens), key=vocab.get)
+    tokens = list(dict.fromkeys([*letters, *map("".join, said.merges)]))  # in the order of their ranks
+    if missing := [token for token in tokens if token not in said.vocab]:
+        raise Refused(f"{folder}: the vocabulary lacks {len(missing)} tokens of the merges: {shown(repr(missing[:5]))}")
+    if foreign := [token for token in tokens if not letters.keys() >= set(token)]:
+        raise Refused(f"{folder}: the merges make {shown(repr(foreign[0]))}, which is not in GPT-2's letters for bytes")
+    check_merges(folder, said.merges)
+    special = sorted(said.vocab.keys() - set(tokens), key=said.vocab.get)
     encoding = tiktoken.Encoding(
-        folder.name, pat_str=GPT2_PATTERN,
+        Path(folder).name, pat_str=GPT2_PATTERN,
         mergeable_ranks={bytes(letters[c] for c in token): rank for rank, token in enumerate(tokens)},
         special_tokens={token: rank for rank, token in enumerate(special, start=len(tokens))})
-    bos, eos = ("<s>", "</s>") if wraps else ("<|endoftext|>", "<|endoftext|>")
-    if wraps and not {bos, eos} <= vocab.keys():
-        raise ValueError(f"{folder}: vocab.json has no <s> or no </s>: not a RoBERTa tokenizer")
-    return BPE(encoding, [vocab[token] for token in tokens + special], wraps=wraps, pad=vocab.get("<pad>"),
-               bos=vocab.get(bos), eos=vocab.get(eos), mask=vocab.get("<mask>"))
+    words = {token: found["id"] for token, found in said.added.items() if not found["special"]}
+    for token in words:
+        if any(said.added[token][flag] for flag in ("single_word", "lstrip", "rstrip")):
+            raise Refused(f"{folder}: the added word {shown(repr(token))} has single_word, lstrip or rstrip; supported "
+                          "is a word that is found wherever it stands, without the spaces around it")
+    return BPE(encoding, [said.vocab[token] for token in tokens + special], words, wraps=wraps, **special_ids(said))
 
 
-def read_merges(folder):
-    """vocab {token: id} and merges [(left, right), ...], both in GPT-2's letters for bytes."""
-    settings, whole = read_settings(folder, PLAIN_BPE)
-    if settings.get("add_prefix_space"):
-        raise ValueError(f"{folder}: add_prefix_space={settings['add_prefix_space']}; supported is false")
-    if whole:
-        check_byte_level(folder, whole)
-    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        return read_json(folder / "vocab.json"), merges
-    if whole:
-        merges = whole["model"]["merges"]  # pairs; in older files one string
-        return whole["model"]["vocab"], [m.split(" ") if isinstance(m, str) else m for m in merges]
-    raise FileNotFoundError(f"{folder}: no tokenizer; GPT-2's and RoBERTa's is vocab.json and merges.txt")
+def check_merges(folder, merges):
+    """tiktoken joins any neighbours whose union is a token, merges.txt only its pairs, each at its rank. Both give
+    the same where every token comes out of its own first pair; in two tables put end to end it does not.
+    """
+    ranks, first = {}, {}
+    for pair in merges:
+        ranks.setdefault(pair, len(ranks))
+        first.setdefault("".join(pair), pair)
+    for token, pair in first.items():
+        if len(token) > 2 and last_pair(token, ranks) != pair:
+            raise Refused(f"{folder}: the merge {' '.join(pair)!r} makes {token!r}, which the merges before it "
+                          "keep from being made; supported is a table that was trained whole, not two that were joined")
 
 
-def check_byte_level(folder, whole):
-    """tokenizer.json can hold any tokenizer; this reader knows GPT-2's way of cutting a text."""
-    cut = whole.get("pre_tokenizer") or {}
-    found = {
-        "model": whole["model"].get("type", "BPE"), "normalizer": whole.get("normalizer"),
-        "pre_tokenizer": cut.get("type"), "add_prefix_space": cut.get("add_prefix_space"),
-        "use_regex": cut.get("use_regex", True)}
-    wanted = {
-        "model": "BPE", "normalizer": None, "pre_tokenizer": "ByteLevel", "add_prefix_space": False,
-        "use_regex": True}
-    if wrong := {key: value for key, value in found.items() if value != wanted[key]}:
-        raise ValueError(f"{folder}: tokenizer.json has {wrong}; supported is {wanted}")
+def last_pair(token, ranks):
+    """The pair that is joined last when byte-pair encoding makes `token` out of its letters; None if it does not."""
+    parts, never = list(token), len(ranks)
+    while len(parts) > 1:
+        rank, pair = min((ranks.get(pair, never), pair) for pair in zip(parts, parts[1:]))
+        if rank == never:
+            return None
+        n = 0
+        while n + 1 < len(parts):
+            if (parts[n], parts[n + 1]) == pair:
+                parts[n:n + 2] = ["".join(pair)]
+            n += 1
+    return pair
+
+
+def special_ids(said):
+    return {role: said.vocab.get(said.special[role]) for role in ("pad", "bos", "eos", "mask")}
 
 
 def wordpiece_from(folder):
-    """BERT's tokenizer from tokenizer.json, or from vocab.txt and tokenizer_config.json (do_lower_case)."""
+    """BERT's tokenizer, from tokenizer.json or from vocab.txt and tokenizer_config.json (do_lower_case)."""
     try:
         import tokenizers
     except ImportError:
-        raise ImportError("BERT's WordPiece needs the package tokenizers: pip install tokenizers") from None
-    folder = Path(folder)
-    settings, whole = read_settings(folder, PLAIN_WORDPIECE)
-    if whole:
-        if whole["model"].get("type", "WordPiece") != "WordPiece":
-            raise ValueError(f"{folder}: tokenizer.json has model {whole['model']['type']!r}, not WordPiece")
-        return WordPiece(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
-    if not (folder / "vocab.txt").exists():
-        raise FileNotFoundError(f"{folder}: a BERT tokenizer is tokenizer.json or vocab.txt")
-    lines = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    vocab = {token: n for n, token in enumerate(lines)}
-    pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
-    pieces.normalizer = tokenizers.normalizers.BertNormalizer(
-        lowercase=settings.get("do_lower_case", True), strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True))
+        raise Refused("BERT's WordPiece needs the package tokenizers: pip install tokenizers") from None
+    said = tokenizer_files.read(folder, "bert")
+    pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece(said.own, unk_token=said.special["unk"]))
+    pieces.normalizer = tokenizers.normalizers.BertNormalizer(**said.normalizer)
     pieces.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     pieces.decoder = tokenizers.decoders.WordPiece()
-    return WordPiece(pieces)
+    pieces.encode_special_tokens = True  # "[MASK]" in a text is five letters and two brackets
+    for token, found in sorted(said.added.items(), key=lambda item: item[1]["id"]):
+        flags = {name: value for name, value in found.items() if name != "id"}
+        (pieces.add_special_tokens if found["special"] else pieces.add_tokens)([tokenizers.AddedToken(token, **flags)])
+        if (n := pieces.token_to_id(token)) != found["id"]:  # it gives out the next free one
+            raise Refused(f"{folder}: the added token {shown(repr(token))} has id {found['id']}; the next free id of "
+                          f"this vocabulary is {n}")
+    return WordPiece(pieces, max(said.vocab.values()) + 1, **special_ids(said))

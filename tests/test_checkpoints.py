@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ transformers = pytest.importorskip("transformers", reason=extras)
 from safetensors.torch import load_file, save_file
 
 from data import checkpoints
-from model import Transformer, generate
+from model import Refused, Transformer, generate
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -142,7 +143,7 @@ def test_the_gradients_of_all_weights_are_the_same(family, tmp_path):
 
 @pytest.mark.parametrize("family, setting", [("gpt2", "activation_function"), ("bert", "hidden_act")])
 def test_every_activation_is_the_one_that_the_config_names(family, setting, tmp_path):
-    for name in ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu"):
+    for name in ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "gelu_python", "gelu_fast"):
         theirs = build(family, HEADS, **{setting: name})
         theirs.save_pretrained(tmp_path)
         model, (ids, keep) = ours(tmp_path).double(), text(family)
@@ -281,8 +282,8 @@ def test_a_setting_that_changes_the_computation_is_refused_by_name(tmp_path):
             ("bert", "position_embedding_type", "relative_key"), ("bert", "hidden_act", "silu"),
             ("bert", "is_decoder", True), ("bert", "embedding_size", 8), ("bert", "pruned_heads", {"0": [1]}),
             ("roberta", "add_cross_attention", True), ("roberta", "hidden_act", "relu"),
-            ("gpt2", "scale_attn_by_inverse_layer_idx", True), ("gpt2", "reorder_and_upcast_attn", True),
-            ("gpt2", "scale_attn_weights", False), ("gpt2", "activation_function", "tanh"),
+            ("gpt2", "scale_attn_by_inverse_layer_idx", True), ("gpt2", "scale_attn_weights", False),
+            ("gpt2", "activation_function", "tanh"),
             ("gpt2", "model_type", "gptj"), ("gpt2", "model_type", "electra"), ("gpt2", "rotary_dim", 4),
             ("gpt2", "n_head", 5)):
         build(family, HEADS).save_pretrained(tmp_path)
@@ -336,29 +337,40 @@ def test_tied_tensors_that_differ_are_refused(tmp_path):
             checkpoints.read(tmp_path)
 
 
-def test_a_folder_without_safetensors_says_how_to_convert(bert):
-    folder, _ = bert
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match="To convert pytorch_model.bin: .*AutoModelForMaskedLM"):
+def test_the_conversion_that_is_recommended_keeps_every_tensor(tmp_path):
+    """An encoder with a pooler and no head, saved by torch alone, in a folder whose name a shell would cut in two."""
+    folder = tmp_path / "it's $HOME; a folder"
+    folder.mkdir()
+    build("bert", BARE).save_pretrained(folder)
+    before = load_file(folder / "model.safetensors")
+    torch.save(before, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(Refused, match="no model.safetensors") as refused:
         checkpoints.read(folder)
+    command = str(refused.value).split("To convert pytorch_model.bin: ")[1].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True)
+    after = load_file(folder / "model.safetensors")
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    config = checkpoints.read(folder)[0]
+    assert config.lm_head == "none" and config.pooler
 
 
 def test_a_folder_without_a_config_is_no_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no config.json"):
+    with pytest.raises(Refused, match="no config.json"):
         checkpoints.read(tmp_path)
 
 
 def test_a_missing_size_is_named(bert):
     folder, _ = bert
     configure(folder, hidden_size=None)
-    with pytest.raises(ValueError, match="config.json has no 'hidden_size'"):
+    with pytest.raises(ValueError, match="config.json: has no 'hidden_size'"):
         checkpoints.read(folder)
 
 
 def test_without_safetensors_one_line_says_what_to_install(bert, monkeypatch):
     folder, _ = bert
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(ImportError, match="pip install safetensors"):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(Refused, match="pip install safetensors"):
         checkpoints.read(folder)
 
 

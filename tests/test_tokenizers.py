@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from data.tokenizers import bpe_from, byte_letters, wordpiece_from, world
+from model import Refused
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 TRICKY = [
@@ -182,8 +184,8 @@ def test_roberta_gives_the_ids_of_transformers(gpt2):
     assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.mask) == special
 
     theirs.save_pretrained(gpt2 / "new")  # newer versions save tokenizer.json alone
-    for file in {"vocab.json", "merges.txt"} & set(os.listdir(gpt2 / "new")):
-        (gpt2 / "new" / file).unlink()
+    for file in ("vocab.json", "merges.txt"):
+        (gpt2 / "new" / file).unlink(missing_ok=True)
     again = bpe_from(gpt2 / "new", wraps=True)
     assert again.encode(" ".join(TRICKY)) == tokenizer.encode(" ".join(TRICKY))
 
@@ -225,19 +227,25 @@ def test_a_setting_that_changes_the_ids_is_refused_by_name(tmp_path):
 
 
 def test_a_tokenizer_file_of_another_kind_is_refused(tmp_path):
-    small(tmp_path, ["<|endoftext|>"])
+    vocab = small(tmp_path, ["<|endoftext|>"])
     known = {"normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
-             "model": {"type": "BPE"}}
+             "model": {"type": "BPE", "vocab": vocab, "merges": MERGES}}
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(known), encoding="utf-8")
     bpe_from(tmp_path, wraps=False)
-    for part, value in (
-            ("normalizer", {"type": "NFC"}), ("pre_tokenizer", {"type": "Whitespace"}),
-            ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True}),
-            ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}),
-            ("model", {"type": "Unigram"})):
+    byte_level = known["pre_tokenizer"]
+    for part, value, named in (
+            ("normalizer", {"type": "NFC"}, "normalizer={'type': 'NFC'}"),
+            ("pre_tokenizer", {"type": "Whitespace"}, "pre_tokenizer.type='Whitespace'"),
+            ("pre_tokenizer", None, "pre_tokenizer.type=None"),
+            ("pre_tokenizer", byte_level | {"add_prefix_space": True}, "pre_tokenizer.add_prefix_space=True"),
+            ("pre_tokenizer", byte_level | {"use_regex": False}, "pre_tokenizer.use_regex=False"),
+            ("post_processor", {"type": "RobertaProcessing", "cls": ["<s>", 5], "sep": ["</s>", 6]}, "post_processor="),
+            *(("model", known["model"] | {key: value}, f"model.{key}={value!r}") for key, value in (
+                ("type", "Unigram"), ("ignore_merges", True), ("dropout", 0.1), ("end_of_word_suffix", "</w>"),
+                ("continuing_subword_prefix", "##")))):
         file.write_text(json.dumps(known | {part: value}), encoding="utf-8")
-        with pytest.raises(ValueError, match="tokenizer.json has"):
+        with pytest.raises(Refused, match=re.escape(f"{file}: {named}")):
             bpe_from(tmp_path, wraps=False)
 
 
@@ -245,37 +253,37 @@ def test_a_vocabulary_that_does_not_fit_the_merges_is_refused(tmp_path):
     vocab = small(tmp_path, ["<s>", "</s>"])
     del vocab["Ġlower"]
     (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
-    with pytest.raises(ValueError, match="lacks 1 tokens of merges.txt: .'Ġlower'"):
+    with pytest.raises(ValueError, match="lacks 1 tokens of the merges: .'Ġlower'"):
         bpe_from(tmp_path, wraps=True)
 
 
 def test_a_vocabulary_without_cls_is_no_berts(tmp_path):
     pytest.importorskip("tokenizers", reason="pip install -r requirements-extra.txt")
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[SEP]\nword\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="no .CLS."):
+    with pytest.raises(Refused, match="no cls_token .CLS."):
         wordpiece_from(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram"}}), encoding="utf-8")
-    with pytest.raises(ValueError, match="model 'Unigram', not WordPiece"):
+    with pytest.raises(ValueError, match="model.type='Unigram'; only 'WordPiece'"):
         wordpiece_from(tmp_path)
 
 
 def test_a_gpt2_vocabulary_is_no_robertas(tmp_path):
     small(tmp_path, ["<|endoftext|>"])
-    with pytest.raises(ValueError, match="no <s>"):
+    with pytest.raises(Refused, match="no cls_token <s>"):
         bpe_from(tmp_path, wraps=True)
 
 
 def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="vocab.json and merges.txt"):
+    with pytest.raises(Refused, match="vocab.json and merges.txt"):
         bpe_from(tmp_path, wraps=False)
     pytest.importorskip("tokenizers", reason="pip install -r requirements-extra.txt")
-    with pytest.raises(FileNotFoundError, match="tokenizer.json or vocab.txt"):
+    with pytest.raises(Refused, match="no tokenizer.json and no vocab.txt"):
         wordpiece_from(tmp_path)
 
 
 def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ImportError, match="pip install tokenizers"):
+    with pytest.raises(Refused, match="pip install tokenizers"):
         wordpiece_from(tmp_path)
 
 

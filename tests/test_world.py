@@ -219,4 +219,4 @@ def test_a_new_base_is_shipped_in_float16_if_it_passes(monkeypatch, tmp_path):
     bases.keep(tmp_path / "run.pt")
     for name, p in load_base("gpt-xs")[0].named_parameters():
         assert p.dtype == torch.float32 and torch.equal(p, weights[name].half().float()), name
-    assert (tmp_path / "weights" / "gpt-xs.pt").stat().st_size < 2 * sum(p.numel() for p in weights.values()) + 10_000
+    assert (tmp_path / "weights" / "gpt-xs.pt").stat().st_size < 2 * sum(p.numel() for p in weights.values()) + 12_000
