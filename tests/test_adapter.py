@@ -142,5 +142,5 @@ def test_counts_of_the_adapter_paper():
 def test_the_default_is_between_half_a_percent_and_eight_on_the_little_worlds_base():
     with torch.device("meta"):
         counts = count(attach(Adapter(), Transformer(Config(1024, 96, 96, 4, 4, 384))))
-    assert counts.delta == 4 * 2 * (2 * 8 * 96 + 8 + 96) + 2 * 96 * 9 == 14_848
+    assert counts.delta == 4 * 2 * (2 * 8 * 96 + 8 + 96) + 2 * 96 * 9 == 14_848, "two adapters a block, and the norms"
     assert 0.5 < counts.percent < 8, "the range of the paper's table 1"

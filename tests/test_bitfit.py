@@ -22,13 +22,13 @@ def test_all_biases_train_and_no_weight_does(config, outside):
     """Eight in a block, two of them of norms. The gains of the norms are weights."""
     model = attach(BitFit(), Transformer(config))
     owners = [f"blocks.{i}.{place}" for i in range(2) for place in IN_A_BLOCK] + outside
-    assert set(trainable(model)) == {f"{owner}.bias" for owner in owners}
+    assert set(trainable(model)) == {f"{owner}.bias" for owner in owners}, "every bias, those of norms too"
 
 
 def test_the_smaller_choice_is_the_query_and_the_first_mlp_bias():
     model = attach(BitFit(only="query_up"), Transformer(BERT))
     assert set(trainable(model)) == {f"blocks.{i}.{place}.bias" for i in range(2)
-                                     for place in ("attention.query", "mlp.up")}
+                                     for place in ("attention.query", "mlp.up")}, "query and up"
     assert count(model).delta == BitFit(only="query_up").formula(BERT) == 2 * (12 + 20)
     with pytest.raises(ValueError, match="only='weights': choose all or query_up"):
         BitFit(only="weights")
@@ -82,9 +82,9 @@ def test_a_prefix_brings_the_keys_bias_to_life():
 def test_counts_of_the_bitfit_paper():
     """0.09 % and 0.08 % of BERT-base and -large; 0.04 % with two biases a block. (Printed cut, not rounded.)"""
     base, large = (counted(f"bert-{size}-cased", BitFit()) for size in ("base", "large"))
-    assert (base.delta, large.delta) == (102_912, 272_384)
+    assert (base.delta, large.delta) == (102_912, 272_384), "11 L d, and 2 d around them"
     assert (round(base.percent, 4), round(large.percent, 4)) == (0.0950, 0.0817)
     base, large = (counted(f"bert-{size}-cased", BitFit(only="query_up")) for size in ("base", "large"))
-    assert (base.delta, large.delta) == (46_080, 122_880)
+    assert (base.delta, large.delta) == (46_080, 122_880), "L (d + f)"
     assert (round(base.percent, 2), round(large.percent, 2)) == (0.04, 0.04)
     assert base.delta / (11 * 12 * 768) == 5 / 11, "half the biases: 45 % of those in the blocks"

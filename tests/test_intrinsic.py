@@ -102,6 +102,7 @@ def test_positions_at_and_generation_pass_through_the_wrapper():
 def test_the_scales_come_out_of_the_budget():
     model = attach(Intrinsic(dim=10, per_layer=True), base())
     assert (len(model.scales), len(model.z)) == (4, 6), "2 blocks, the embeddings, the rest; and 6 for z"
+    assert (model.scales == 1).all() and not model.z.any(), "scales start at one, z at zero"
     assert Intrinsic(dim=10, per_layer=True).formula(GPT) == count(model).delta == 10, "d in all"
 
 
@@ -113,7 +114,7 @@ def test_the_first_step_gives_a_scale_no_gradient_and_the_second_does():
         model.z -= 1e-2 * model.z.grad.sign()
     model.zero_grad()
     model(IDS).square().sum().backward()
-    assert (model.scales.grad != 0).all(), "P z is no longer zero"
+    assert (model.scales.grad != 0).all(), "P z is no longer zero, and every scale has its layer"
 
 
 @both

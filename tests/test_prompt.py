@@ -100,7 +100,7 @@ def test_a_start_from_the_labels_is_their_rows_and_then_words_of_the_vocabulary(
 def test_a_random_start_has_the_spread_of_the_table():
     """Vectors of another size would be no words at all to the frozen layers."""
     vectors, table = start(length=500, init="random")
-    assert abs(vectors.std() / table.std() - 1) < 0.05
+    assert abs(vectors.std() / table.std() - 1) < 0.05, "the spread of the table"
     assert not any((table == vector).all(dim=1).any() for vector in vectors[:3]), "no rows of the table"
 
 
@@ -149,6 +149,6 @@ def test_counts_of_the_prompt_paper():
     """P d, and its share of prompt and model together, as printed for the largest model."""
     xxl = Config(32128, 512, 4096, 1, 8, 4 * 4096)
     expected = {1: 4_096, 5: 20_480, 20: 81_920, 50: 204_800, 100: 409_600, 150: 614_400}
-    assert {P: Prompt(length=P).formula(xxl) for P in expected} == expected
+    assert {P: Prompt(length=P).formula(xxl) for P in expected} == expected, "P d"
     assert round(100 * 409_600 / (t5_size("xxl") + 409_600), 5) == 0.00368, "in %"
     assert counted("gpt2", Prompt(length=20)).delta == 20 * 768 == 15_360, "counted on a model of that size"
