@@ -12,6 +12,7 @@ from harness.settings import settings_of
 from lab.sizes import size
 from lab.timing import side_by_side
 from methods.full import base_size
+from model import Refused
 from survey.ledger import COUNTS, DEFINES, FAILS, HOLDS, OPEN, claim, together
 from survey.shared import TECHNIQUES, closeness, fields, on_real, step_of
 from survey.tiny import tiny, with_delta
@@ -144,6 +145,6 @@ def family(method):
         return "specification"
     try:
         merge(model)
-    except ValueError:
+    except Refused:
         return "addition"
     return "reparameterisation"

@@ -21,13 +21,13 @@ MISSING = NotRun, Diverged
 
 
 class Bench(Runs):
-    """The runs of the claims and the notes of the entry under way; nothing new is run unless `until` is set.
+    """The runs of the claims, and the notes of the entry under way.
 
     `real` is (a checkpoint's folder, a data folder). Once they are given, results.jsonl remembers them.
     """
 
     def __init__(self, out="out", seeds=3, real=None, say=print):
-        super().__init__(out, seeds, say, until=0.0)
+        super().__init__(out, seeds, say)
         self.notes = []
         if real:
             base, data = (str(Path(folder).resolve()) for folder in real)

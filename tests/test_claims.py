@@ -397,6 +397,8 @@ def test_only_what_was_named_is_run(tmp_path, monkeypatch):
     """C27: full fine-tuning with 200 and with 50 examples, pretrained and from random weights, three seeds."""
     ran, lines = training(monkeypatch, lambda s: (90, 90)), []
     bench = Bench(tmp_path, say=lines.append)
+    claims.ledger(bench, ["C27"], until=0.0)
+    assert not ran and "Not run: full on gpt-s, rating, seed 0." in lines.pop(), "the time is over"
     found = claims.ledger(bench, ["C44", "C27"])
     assert [(s.delta.name, s.examples, s.scratch, s.seed) for s in ran] == [
         ("full", examples, scratch, seed) for examples in (None, 50) for scratch in (False, True) for seed in range(3)]
