@@ -1,6 +1,7 @@
 """Tasks by hand: where the target stands, what is cut, how batches, loss and scores come about."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -139,6 +140,16 @@ def test_pretraining_completes_documents_or_finds_hidden_words():
         assert len(e.ids) == len(e.targets) and e.ids[0] == CLS and e.ids[-1] == SEP
         assert [i for i, t in enumerate(e.targets) if t != N] == [i for i, t in enumerate(e.ids) if t == MASK] != []
     assert load_task("corpus", WORLD, BERT, examples=6) == task
+    assert not {e.text for e in task.train} & {e.text for e in task.dev}
+    assert load_task("corpus", WORLD, BERT, examples=6, seed=1).train != task.train
+
+
+def test_two_thirds_of_the_second_part_are_hidden_and_never_nothing():
+    encoder = Encoder(WORLD, BERT)
+    told = [encoder.hidden("did we like it ?", "yes", random.Random(seed)).ids for seed in range(50)]
+    assert told == [[CLS] + ids("did we like it ?") + [MASK, SEP]] * 50, "a single word is hidden every time"
+    made = encoder.hidden("the soup", "was " * 3000, random.Random(0))
+    assert made.ids.count(MASK) / 3000 == pytest.approx(2 / 3, abs=0.03)
 
 
 # ---- tasks from files ----
@@ -160,6 +171,13 @@ def test_own_labels_are_learned_by_a_classifier_unless_words_are_given():
     assert task.train[0].targets[-1:] == ids(" fine")
     headless = Encoder(PLAIN, Config(1024, 96, 12, 1, 3, 20, lm_head="none"))
     assert tasks.own_task(own_data(**words), headless, None, 0).classes == 2
+
+
+def test_a_task_counts_the_texts_that_were_cut():
+    small = Config(1024, 8, 12, 1, 3, 20)
+    long = {"train": [("the soup", ["a"]), ("the soup " * 5, ["b"])], "dev": [("soup " * 9, ["a"])], "test": []}
+    for labels in (["a", "b"], []):                                                    # classified, or written
+        assert tasks.own_task(OwnData("mine", long, labels=labels), Encoder(PLAIN, small), None, 0).cut == 2
 
 
 def test_some_of_ones_own_examples_are_drawn_by_the_seed():
@@ -191,9 +209,10 @@ def test_the_order_of_batches_is_drawn():
     examples = [example(1 + i % 7) for i in range(100)]
     order = lambda seed: [group for group, *_ in batches(examples, 8, 0, torch.Generator().manual_seed(seed))]
     assert order(0) == order(0) != order(1)
-    sorted_ = [group for group, *_ in batches(examples, 8, 0)]
-    lengths = [len(examples[i].ids) for group in sorted_ for i in group]
-    assert lengths == sorted(lengths)
+    lengths = lambda groups: [len(examples[i].ids) for group in groups for i in group]
+    assert lengths(order(0)) != sorted(lengths(order(0))), "short texts do not always come first"
+    unshuffled = [group for group, *_ in batches(examples, 8, 0)]
+    assert lengths(unshuffled) == sorted(lengths(unshuffled))
 
 
 # ---- loss and scores ----
@@ -223,7 +242,7 @@ class Counts(torch.nn.Module):
         return self.one[ids[at] + 1]
 
     def decode(self, ids):
-        return " ".join(map(str, ids))
+        return "".join(f" {n}" for n in ids)  # a word has its space before it
 
 
 def test_only_the_label_words_compete():
@@ -234,6 +253,8 @@ def test_only_the_label_words_compete():
     assert math.isclose(tasks.loss(model, task, batch).item(), math.log(1 + math.exp(-2)), rel_tol=1e-6)
     batch = collate([example(2, target=1)], 0)
     assert math.isclose(tasks.loss(model, task, batch).item(), math.log(1 + math.exp(2)), rel_tol=1e-6)
+    both = collate([example(2, target=3), example(2, target=1)], 0)
+    assert math.isclose(tasks.loss(model, task, both).item(), math.log(1 + math.exp(2)) - 1, rel_tol=1e-6), "a mean"
     free = Task("t", [], [], [])
     expected = F.cross_entropy(torch.tensor([[0.0, 1, 2, 3, 9]]), torch.tensor([1]))
     assert torch.isclose(tasks.loss(model, free, batch), expected)
