@@ -190,9 +190,9 @@ def weight_files(folder):
 def how_to_convert(folder):
     if not (bins := sorted(folder.glob("pytorch_model*.bin"))):
         return "The weights must be in that format"
-    code = ("import glob, sys, torch; from safetensors.torch import save_file; t = {}; "
-            "[t.update(torch.load(f, map_location='cpu', weights_only=True)) for f in sys.argv[2:]]; "
-            "save_file({k: v.clone().contiguous() for k, v in t.items()}, sys.argv[1], metadata={'format': 'pt'})")
+    code = ('import sys, torch; from safetensors.torch import save_file; t = {}; '
+            '[t.update(torch.load(f, map_location="cpu", weights_only=True)) for f in sys.argv[2:]]; '
+            'save_file({k: v.clone().contiguous() for k, v in t.items()}, sys.argv[1], {"format": "pt"})')
     words = "python", "-c", code, str(folder / "model.safetensors"), *map(str, bins)
     return f"To convert pytorch_model.bin: {shlex.join(words)}"
 
