@@ -3,14 +3,17 @@
 import train
 
 
-def training(monkeypatch, score):
-    """train.run becomes score(settings) -> (dev score, test score); returns the list of what has been run so."""
+def training(monkeypatch, score, **more):
+    """train.run becomes score(settings) -> (dev score, test score); returns the list of what has been run so.
+
+    `more` are fields of every record.
+    """
     ran = []
 
     def run(settings, out, say):
         ran.append(settings)
         dev, test = score(settings)
-        return record(dev, test, settings.seed) | {"method": settings.delta.name}
+        return record(dev, test, settings.seed) | {"method": settings.delta.name, "where": settings.where} | more
     monkeypatch.setattr(train, "run", run)
     return ran
 

@@ -93,7 +93,7 @@ def test_the_command_of_a_row_reads_back_as_the_same_run(dishes, tmp_path):
         made = settings_of(method, **choice)
         line = compare.command({"method": method, "settings": made.plain, "where": made.where})
         assert line.startswith(f"python train.py --method {method}")
-        typed = settings_typed(arguments(shlex.split(line)[2:])[1])
+        typed = settings_typed(arguments(shlex.split(line)[2:]))
         assert typed.plain == made.plain and typed.where == made.where, line
 
 
@@ -197,6 +197,15 @@ def test_every_technique_stands_beside_full_fine_tuning(dishes, tmp_path, capsys
     compare.main(words)
     assert results.read(tmp_path) == kept and table(tmp_path) == rows
     assert capsys.readouterr().out.startswith("\ntechnique"), "nothing has been run a second time"
+
+
+def test_where_text_is_written_there_is_no_linear_probe(monkeypatch, tmp_path):
+    pretend.training(monkeypatch, lambda s: (20.0 if s.scratch else 80.0, 10.0 if s.scratch else 40.0),
+                     metric="attributes", frozen_score=4.0, majority_score=0.0)
+    rows = compare.table(Runs(tmp_path, 2, str), [], [{}], base="gpt-xs", task="describe")
+    assert [(row["technique"], row["score"], row["of full"]) for row in rows] == [
+        ("majority class", 0.0, 0.0), ("frozen base", 4.0, 10.0), ("from scratch", 10.0, 25.0),
+        ("full fine-tuning", 40.0, 100.0)]
 
 
 def test_a_sweep_has_a_row_and_a_curve_for_every_value_and_diverged_where_there_is_no_score(dishes, tmp_path, capsys):
