@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model import Refused
+
 DRAW = 2**17        # entries drawn at a time, on every device: another value would give another P
 CHUNK = 2**18       # entries worked on at a time: a megabyte in float32, so that it stays in cache
 CUDA_CHUNK = 2**24  # a GPU works best in few large steps
@@ -80,11 +82,11 @@ def hadamard(x):
     """H x over the last axis: x (..., n), n = 2^k -> (..., n). The values of `butterfly(x)`, much sooner.
 
     Unnormalised: hadamard(hadamard(x)) = n x. H is symmetric, so the gradient is hadamard(g). Raises
-    ValueError where n is no power of two.
+    Refused where n is no power of two.
     """
     n = x.shape[-1]
     if n < 1 or n & (n - 1):
-        raise ValueError(f"a Hadamard transform needs a power of two, not an axis of length {n}: pad it")
+        raise Refused(f"a Hadamard transform needs a power of two, not an axis of length {n}: pad it")
     return Product.apply(x, transform, transform)
 
 
@@ -130,17 +132,17 @@ def next_pow2(n):
 
 
 class Projection(nn.Module):
-    """z (d,) -> P z (D,), given `times` and `transposed`. Raises ValueError unless 1 <= d <= D."""
+    """z (d,) -> P z (D,), given `times` and `transposed`. Raises Refused unless 1 <= d <= D."""
 
     def __init__(self, d, D, seed):
         if not 1 <= d <= D:
-            raise ValueError(f"a projection from d={d} to D={D} numbers: d must be at least 1 and at most D")
+            raise Refused(f"a projection from d={d} to D={D} numbers: d must be at least 1 and at most D")
         super().__init__()
         self.d, self.D, self.seed = d, D, seed
 
     def forward(self, z):
         if z.shape != (self.d,):
-            raise ValueError(f"this projection takes {self.d} numbers, not {tuple(z.shape)}")
+            raise Refused(f"this projection takes {self.d} numbers, not {tuple(z.shape)}")
         return Product.apply(z, self.times, self.transposed)                           # (D,)
 
     def extra_repr(self):
