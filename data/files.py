@@ -12,8 +12,10 @@ import json
 import math
 import os
 import pickle
+import re
 import tempfile
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -38,7 +40,8 @@ def text(path):
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Refused(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        line = error.object[:error.start].count(b"\n") + 1
+        raise Refused(f"{path}: not UTF-8 ({error.reason} at byte {error.start}, line {line})") from None
 
 
 def pointer(path):
@@ -55,14 +58,27 @@ def json_of(path, kind=dict):
 def parsed(written, place, kind=dict):
     """A text as JSON of type `kind`; `place` (a path, or path and line) is named in what is wrong with it."""
     try:
-        content = json.loads(written)
+        content = json.loads(written, object_pairs_hook=once)
+        if re.search(r"\\u[dD][89a-fA-F]", written):
+            json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise Refused(f"{place}: holds {error.object[error.start]!r}, which is half a character") from None
     except (json.JSONDecodeError, RecursionError, ValueError) as error:
-        why = (f"{error.msg} (line {error.lineno}, column {error.colno})" if hasattr(error, "lineno") else
+        where = f"line {error.lineno}, " * ("\n" in written.strip()) if hasattr(error, "lineno") else ""
+        why = (f"{error.msg} ({where}column {error.colno})" if hasattr(error, "lineno") else
                "nested too deeply" if isinstance(error, RecursionError) else str(error))
         raise Refused(f"{place}: not JSON: {why}") from None
     if not isinstance(content, kind):
         raise Refused(f"{place}: {TYPES[kind]} is expected here, not {shown(content)}")
     return content
+
+
+def once(pairs):
+    """The object with these entries; no name may stand there twice, since one of the two would be lost."""
+    if len(found := dict(pairs)) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"'{shown(twice)}' stands twice in one object")
+    return found
 
 
 def field(content, name, kind, path, least=None, most=None, default=...):

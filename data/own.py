@@ -1,128 +1,215 @@
-"""Your own data: a folder with a train file, a dev file and perhaps a test file.
+"""Your own data: a folder with a train file, a dev file and perhaps a test file, all of one kind.
 
     train.tsv, dev.tsv, test.tsv         a header line, then text, tab, label; labels of any kind
-    train.jsonl, dev.jsonl, test.jsonl   one {"prompt": ..., "completion": ...} a line, for generation
+    train.jsonl, dev.jsonl, test.jsonl   one {"prompt": ..., "completion": ...} a line, for generation; a space
+                                         comes between them where tasks.gap says so
     train.csv, dev.csv, test.csv         E2E's columns mr,ref; equal mr in dev and test are one prompt with
                                          several right completions. E2E's own file names do as well:
                                          trainset.csv, devset.csv, testset_w_refs.csv
     template.json                        optional, beside tsv files, for a base with an LM head:
                                          {"template": "{text} It was [MASK].", "words": {"0": "bad", "1": "good"}}
 
-Without a template.json the labels are learned by a Classifier. A row that cannot be read is an error that names
-its file and line.
+Without a template.json the labels are learned by a Classifier. A test file without answers, as GLUE has them, is
+left aside, and dev is reported. A row that cannot be read is an error that names its file and line.
 """
 
 import csv
-import json
+import dataclasses
+import io
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from os.path import isdir, lexists
 from pathlib import Path
 
+from data.files import field, json_of, parsed, shown, text
+from model import Refused
 
 E2E = {"train": "trainset.csv", "dev": "devset.csv", "test": "testset_w_refs.csv"}
+QUOTED = re.compile(r'"((?:[^"]|"")*)"')             # a cell as a spreadsheet writes it, quotes inside doubled
+NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+
+
+class Unlabelled(Refused):
+    """A file has texts, and no answers to them."""
 
 
 @dataclass
 class OwnData:
     name: str
-    splits: dict                                   # split -> [(text or prompt, [answers])]
-    labels: list = field(default_factory=list)     # empty: completions are to be written
-    words: list = field(default_factory=list)      # of a template.json, one for each label
+    splits: dict                                     # split -> [(text or prompt, [answers])]
+    labels: list = dataclasses.field(default_factory=list)  # empty: completions are to be written
+    words: list = dataclasses.field(default_factory=list)   # of a template.json, one for each label
     template: str = ""
     metric: str = "overlap"
+    about: str = ""                                  # where it is from, and what was left aside
 
 
 def read(folder):
-    """Read a folder as OwnData. Raises ValueError, with file and line, for what cannot be read."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"--data {folder}: no such folder")
-    ending = kind(folder)
+    """Read a folder as OwnData. Raises Refused, with file and line, for what cannot be read."""
+    folder, ending = Path(folder), kind(folder)
+    if not isdir(folder):
+        raise Refused(f"--data {folder}: no such folder")
     if ending is None:
-        raise ValueError(f"--data {folder}: holds none of train.tsv, train.jsonl, train.csv")
-    reader = {"tsv": read_tsv, "jsonl": read_jsonl, "csv": read_csv}[ending]
-    files = {split: found(folder, split, ending) for split in E2E}
-    if not files["dev"].is_file():
-        raise ValueError(f"{files['dev']}: missing; training is steered by a dev file")
-    splits = {split: rows_of(path, reader) if path.is_file() else [] for split, path in files.items()}
-    data = OwnData(folder.resolve().name, splits, metric="attributes" if ending == "csv" else "overlap")
-    if ending == "tsv":
-        data.labels = sorted({answers[0] for _, answers in splits["train"]})
-        check_labels(data, files)
-        read_template(data, folder / "template.json")
-    else:
-        data.splits = {split: rows if split == "train" else grouped(rows) for split, rows in splits.items()}
+        raise Refused(f"--data {folder}: holds none of train.tsv, train.jsonl, train.csv")
+    others = (found(folder, split, other) for other in READERS if other != ending for split in E2E)
+    if stray := next(filter(lexists, others), None):
+        raise Refused(f"--data {folder}: {stray.name} beside train.{ending}; one kind of file is read")
+    data = OwnData(folder.resolve().name, {}, metric="attributes" if ending == "csv" else "overlap",
+                   about=f"from {folder}")
+    for split in E2E:
+        path, rows = found(folder, split, ending), []
+        if split == "dev" and not lexists(path):
+            raise Refused(f"{path}: missing; training is steered by a dev file")
+        try:
+            rows = READERS[ending](path, data) if lexists(path) else []
+        except Unlabelled:
+            if split != "test":
+                raise
+            data.about += f"; {path.name} has no answers: dev is reported"
+        data.splits[split] = rows if split == "train" or data.labels else grouped(rows)
+    if lexists(folder / "template.json"):
+        read_template(folder / "template.json", data)
     return data
 
 
 def kind(folder):
     """The ending of a folder's files, by its train file: tsv, jsonl, csv or None."""
-    return next((e for e in ("tsv", "jsonl", "csv") if found(Path(folder), "train", e).is_file()), None)
+    return next((ending for ending in READERS if lexists(found(folder, "train", ending))), None)
 
 
 def files(folder):
     """The paths of all that `read` reads in this folder, whether they are there or not; [] without a train file."""
-    folder, ending = Path(folder), kind(folder)
-    return [found(folder, split, ending) for split in E2E] + [folder / "template.json"] if ending else []
+    ending = kind(folder)
+    return [found(folder, split, ending) for split in E2E] + [Path(folder) / "template.json"] if ending else []
 
 
 def found(folder, split, ending):
     """The file of a split; under E2E's name where only that is there."""
-    plain, named = folder / f"{split}.{ending}", folder / E2E[split]
-    return named if ending == "csv" and named.is_file() and not plain.is_file() else plain
+    plain, named = Path(folder) / f"{split}.{ending}", Path(folder) / E2E[split]
+    return named if ending == "csv" and lexists(named) and not lexists(plain) else plain
 
 
-def rows_of(path, reader):
-    try:
-        rows = reader(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    if not rows:
-        raise ValueError(f"{path}: no rows")
-    return rows
+def few(names):
+    """Some names for a message, ten at most."""
+    names = list(names)
+    return ", ".join(shown(name, 20) for name in names[:10]) + f" and {len(names) - 10:,} more" * (len(names) > 10)
 
 
-def read_tsv(path):
-    rows = []
-    for number, line in lines(path):
-        cells = line.split("\t")
-        if len(cells) != 2 or not cells[0].strip() or not cells[1].strip():
-            raise ValueError(f"{path}, line {number}: {line[:60]!r} is not text, one tab, label")
-        if number > 1:  # the first line is the header
-            rows.append((cells[0], [cells[1].strip()]))
-    return rows
+# ---- tsv: texts and labels ----
+
+def read_tsv(path, data):
+    """[(text, [label])]; the labels of the training file, which is read first, become `data.labels`."""
+    (line, *header), *rows = table(path)
+    texts, labels = {text for _, text, _ in rows}, {label for _, _, label in rows}
+    training, known = not data.labels, set(data.labels) or labels
+    if header[0].lower() in ("index", "id", "idx") or labels == {"-1"} and "-1" not in known:
+        raise Unlabelled(f"{path}, line {line}: no labels in the columns {few(header)}")
+    if training and len(texts) < len(labels):
+        raise Refused(f"{path}, line {line}: {len(labels):,} labels ({few(sorted(labels))}) for {len(texts):,} "
+                      "different texts; are the columns swapped? A row is text, tab, label")
+    if header[1] in known | labels or NUMBER.fullmatch(header[1]):
+        raise Refused(f"{path}, line {line}: '{shown(header[1])}' is a label, but the first line must be a header, "
+                      "such as text, tab, label")
+    if training and len(labels) < 2:
+        raise Refused(f"{path}: one label only, '{shown(rows[0][2])}'; there is nothing to tell apart")
+    for line, _, label in rows:
+        if label not in known:
+            raise Refused(f"{path}, line {line}: label '{shown(label)}' is not in the train file, which has "
+                          f"{few(data.labels)}")
+    data.labels = sorted(known)
+    return [(text, [label]) for _, text, label in rows]
 
 
-def read_jsonl(path):
-    rows = []
-    for number, line in lines(path):
-        try:
-            row = json.loads(line)
-            rows.append((row["prompt"], [row["completion"]]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f'{path}, line {number}: not {{"prompt": ..., "completion": ...}}') from error
-        if not all(isinstance(row[key], str) and row[key].strip() for key in ("prompt", "completion")):
-            raise ValueError(f"{path}, line {number}: prompt and completion must be texts that are not empty")
-    return rows
+def table(path):
+    """[(line, text, label)] of a tsv, the header first. A lone quote is part of the text, as in GLUE's files."""
+    rows, quoted = [], False
+    for line, written in lines(path):
+        cells = written.split("\t")
+        quoted |= not rows and all(map(QUOTED.fullmatch, cells))      # where the header is, every cell is
+        cells = [unquoted(cell, quoted).strip() for cell in cells]
+        if not rows and len(cells) > 2:
+            raise Refused(f"{path}, line {line}: {len(cells)} columns ({few(cells)}); only text, tab, label is read, "
+                          "and no pairs of sentences")
+        if len(cells) != 2 or not all(cells):
+            raise Refused(f"{path}, line {line}: '{shown(written)}' is not text, one tab, label")
+        rows.append((line, *cells))
+    return rows[:1] + some(rows[1:], path)
 
 
-def read_csv(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames is None or not {"mr", "ref"} <= set(reader.fieldnames):
-            raise ValueError(f"{path}, line 1: the columns are {reader.fieldnames}, not mr,ref")
-        rows = []
-        for row in reader:
-            if not row["mr"] or not row["ref"]:
-                raise ValueError(f"{path}, line {reader.line_num}: mr or ref is empty")
-            rows.append((row["mr"], [row["ref"]]))
-    return rows
+def unquoted(cell, always):
+    """The content of a quoted cell: `always`, or if there are doubled quotes in it."""
+    inside = QUOTED.fullmatch(cell)
+    return inside[1].replace('""', '"') if inside and (always or '""' in inside[1]) else cell
 
 
 def lines(path):
     """(number, line) of all lines with something on them."""
-    with open(path, encoding="utf-8") as file:
-        yield from ((n, line.rstrip("\n")) for n, line in enumerate(file, start=1) if line.strip())
+    return ((n, line) for n, line in enumerate(text(path).split("\n"), start=1) if line.strip())
+
+
+def some(rows, path):
+    if not rows:
+        raise Refused(f"{path}: no rows")
+    return rows
+
+
+def read_template(path, data):
+    if not data.labels:
+        raise Refused(f"{path}: a template is only read beside tsv files")
+    content = json_of(path)
+    data.template, words = field(content, "template", str, path), field(content, "words", dict, path)
+    data.words = [word.strip() if isinstance(word := words.get(label), str) else "" for label in data.labels]
+    if "" in data.words or len(words) > len(data.words):
+        raise Refused(f"{path}: words needs one word for each of the labels {few(data.labels)}, and no other; it has "
+                      f"{shown(words)}")
+    if data.template.count("{text}") != 1 or data.template.count("[MASK]") != 1:
+        raise Refused(f"{path}: the template '{shown(data.template)}' needs {{text}} once and [MASK] once")
+    if data.template.index("{text}") > data.template.index("[MASK]"):
+        raise Refused(f"{path}: the template '{shown(data.template)}' must have [MASK] behind {{text}}")
+
+
+# ---- jsonl and csv: prompts and completions ----
+
+def read_jsonl(path, data):
+    """[(prompt, [completion])]"""
+    rows = some([(f"{path}, line {n}", parsed(line, f"{path}, line {n}")) for n, line in lines(path)], path)
+    if not any("completion" in row for _, row in rows):
+        raise Unlabelled(f"{rows[0][0]}: no 'completion', here and in all lines")
+    found = []
+    for place, row in rows:
+        prompt, completion = (field(row, name, str, place) for name in ("prompt", "completion"))
+        if not prompt.strip() or not completion.strip():
+            raise Refused(f"{place}: prompt and completion must be texts that are not empty")
+        found.append((prompt, [completion]))
+    return found
+
+
+def read_csv(path, data):
+    """[(mr, [ref])]"""
+    (place, header), *rows = some(records(path), path)
+    if [name.lower() for name in header] == ["mr"]:
+        raise Unlabelled(f"{place}: no column ref")
+    if header.count("mr") != 1 or header.count("ref") != 1:
+        raise Refused(f"{place}: the columns are {few(header)}, not mr,ref")
+    mr, ref = header.index("mr"), header.index("ref")
+    for place, cells in some(rows, path):
+        if len(cells) != len(header):
+            raise Refused(f"{place}: {len(cells)} cells, {few(cells)}; the header has {len(header)}")
+        if not slots(cells[mr]) or not cells[ref].strip():
+            raise Refused(f"{place}: {few(cells)} is not an mr with slots such as name[Aromi], and a ref")
+    return [(cells[mr], [cells[ref]]) for _, cells in rows]
+
+
+def records(path):
+    """[(path and line, cells)] of a csv."""
+    reader, line, found = csv.reader(io.StringIO(text(path)), strict=True), 1, []
+    try:
+        for cells in reader:
+            found += [(f"{path}, line {line}", cells)] if cells else []
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise Refused(f"{path}, line {line}: {error}; is a quote not closed?") from None
+    return found
 
 
 def grouped(rows):
@@ -133,30 +220,7 @@ def grouped(rows):
     return list(found.items())
 
 
-def check_labels(data, files):
-    if len(data.labels) < 2:
-        raise ValueError(f"{files['train']}: one label only, {data.labels[0]!r}; there is nothing to tell apart")
-    for path in (files[split] for split in ("dev", "test") if data.splits[split]):
-        for number, line in lines(path):
-            label = line.split("\t")[1].strip()
-            if number > 1 and label not in data.labels:
-                raise ValueError(f"{path}, line {number}: label {label!r} is not in the train file, which has "
-                                 f"{', '.join(data.labels)}")
-
-
-def read_template(data, path):
-    if not path.is_file():
-        return
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        data.template, data.words = content["template"], [content["words"][label] for label in data.labels]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: needs a template, and under words one word for each of the labels "
-                         f"{', '.join(data.labels)}") from error
-    if data.template.count("{text}") != 1 or data.template.count("[MASK]") != 1:
-        raise ValueError(f"{path}: the template {data.template!r} needs {{text}} once and [MASK] once")
-    if data.template.index("{text}") > data.template.index("[MASK]"):
-        raise ValueError(f"{path}: the template {data.template!r} must have [MASK] behind {{text}}")
+READERS = {"tsv": read_tsv, "jsonl": read_jsonl, "csv": read_csv}
 
 
 # ---- a reader program for E2E: which slots of the prompt does a text state? ----
@@ -171,11 +235,11 @@ def stated(text, mr):
     low, found = text.lower(), {}
     for key, value in slots(mr).items():
         if key == "familyFriendly":
-            spoken = re.search(r"famil|child|kid", low)
-            denied = re.search(r"\b(not|no|non|isn't|aren't|adult)", low)
+            spoken = re.search(r"\b(family|families|child|children|kids?)\b", low)
+            denied = re.search(r"\b(not|no|non|isn't|aren't|adults?)\b", low)
             said = spoken and bool(denied) == (value == "no")
         else:
-            said = value.lower() in low
+            said = re.search(rf"(?<!\w){re.escape(value.lower())}", low)  # open at its end: "high" is said by "highly"
         if said:
             found[key] = value
     return found

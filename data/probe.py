@@ -10,6 +10,7 @@ import random
 import torch
 
 from data import tasks, world
+from model import finite
 
 ENOUGH = {True: 95.0, False: 90.0}  # per cent of closing words; causal (GPT) or not (BERT)
 
@@ -74,7 +75,7 @@ def probe(model, tokenizer, n=400):
         examples = [encoder.cloze(text, words, template, 0) for text, words in pairs]
         right = 0
         for group, ids, keep, targets in tasks.batches(examples, 64, tokenizer.pad):
-            best = model(ids, keep, at=targets != -100).argmax(dim=-1).tolist()
+            best = finite(model(ids, keep, at=targets != -100)).argmax(dim=-1).tolist()
             right += sum(guess in map(encoder.word, pairs[i][1]) for i, guess in zip(group, best))
         scores[name] = 100 * right / n
     return scores

@@ -8,18 +8,29 @@
 -100 stands where nothing is to be predicted. One loss serves them all: the cross-entropy of the targets. Where
 the answer is one of a few label words (a verbaliser) only these words compete: otherwise a small delta
 would spend its strength on silencing the rest of the vocabulary.
+
+Strings are joined first and encoded once, as the base has read them: " good" inside a text is another token than
+"good" at its start, and a token for a space alone stands in no text. Only what is no string, a mask or a soft
+prompt, parts them: the text behind a soft prompt is encoded as at the start of a string.
 """
 
 import random
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
 from data import own, world
-from model import generate
+from data.files import shown
+from model import Refused, finite, generate
 
 SIZES = {"dev": 300, "test": 600}   # of the little world's tasks: two standard errors are 2.4 points at 90 %
+
+# Scripts without spaces between words: Thai to Myanmar, Khmer, Chinese and Japanese with their marks, full width.
+NO_SPACES = ("[\u0e00-\u109f\u1780-\u17ff\u2e80-\u312f\u3190-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"
+             "\U00020000-\U0003ffff]")
 
 
 @dataclass
@@ -60,8 +71,8 @@ class Task:
         """The score of always giving the answer that is most frequent in training."""
         if not self.labels:
             return 0.0
-        answers = [e.answers[0] for e in self.train]
-        top = max(self.labels, key=answers.count)
+        counts = Counter(e.answers[0] for e in self.train)
+        top = max(self.labels, key=lambda label: counts[label])
         return 100 * sum(e.answers[0] == top for e in self.reported) / len(self.reported)
 
 
@@ -69,15 +80,18 @@ def load_task(name, tokenizer, config, data=None, examples=None, seed=0):
     """A task of the little world, the pretraining corpus, or one's own data from the folder `data`.
 
     `examples` training examples are drawn with `seed`; dev and test are the same for all seeds.
-    Raises ValueError for an unknown name, or one that this base cannot do.
+    Raises Refused for an unknown name, or one that this base cannot do.
     """
-    encoder = Encoder(tokenizer, config)
+    encoder = Encoder(tokenizer, config, f"task {name}" if data is None else f"{data}/template.json")
     if data is not None:
         return own_task(own.read(data), encoder, examples, seed)
+    most = world.MOST * (10 if name == "corpus" else 1)
+    if examples is not None and examples > most:
+        raise Refused(f"examples={examples:,}: the world makes {most:,} at most")
     if name == "corpus":
         return corpus_task(encoder, examples or 300_000, seed)
     if name not in world.TASKS:
-        raise ValueError(f"task {name!r}: choose from {', '.join(world.TASKS)}, or corpus")
+        raise Refused(f"task {name!r}: choose from {', '.join(world.TASKS)}, or corpus")
     spec = world.TASKS[name]
     sizes = {"train": examples or spec.examples, **SIZES}
     rows = {split: world.rows(name, split, size, seed if split == "train" else 0) for split, size in sizes.items()}
@@ -89,60 +103,102 @@ def load_task(name, tokenizer, config, data=None, examples=None, seed=0):
 
 
 class Encoder:
-    """Turns texts into Examples for one base: its tokenizer, its special tokens, its longest text."""
+    """Turns texts into Examples for one base: its tokenizer, its special tokens, its longest text.
 
-    def __init__(self, tokenizer, config):
-        self.tokenizer, self.config, self.cut = tokenizer, config, 0
+    `place` is where the template and the label words stand: it is named where one of them is refused.
+    """
 
-    def fit(self, before, text, after):
-        """before + text + after within the model's longest text; it is `text` that loses its end."""
-        room = self.config.n_ctx - len(self.tokenizer.wrap(before + after))
-        if room < 1:
-            raise ValueError(f"{len(before + after)} tokens beside the text {self.tokenizer.decode(text)[:40]!r} leave "
-                             f"no room for it: this model reads {self.config.n_ctx}")
-        self.cut += len(text) > room
-        return before + text[:room] + after
+    def __init__(self, tokenizer, config, place="template"):
+        self.tokenizer, self.config, self.place, self.cut = tokenizer, config, place, 0
 
-    def word(self, label):
-        """The one token that stands for a label word inside a text."""
-        ids = self.tokenizer.encode(" " + label)
-        if len(ids) != 1:
-            raise ValueError(f"label word {label!r} is {len(ids)} tokens here; choose a word that is one")
-        return ids[0]
+    def fit(self, head, text, tail, behind=()):
+        """head + text + tail, encoded as one string, and the ids `behind`; it is `text` that loses its end."""
+        encode, room = self.tokenizer.encode, self.config.n_ctx - len(self.tokenizer.wrap(behind))
+        text = text.strip()
+        ids = encode(head + text + tail)
+        if len(ids) > room:
+            start, end = (shared(ids, encode(part)) for part in (head, head + text))
+            if room - len(ids[end:]) <= start:
+                beside = len(self.tokenizer.wrap(ids[:start] + ids[end:])) + len(behind)
+                raise Refused(f"{self.place}: {beside} tokens beside the text leave no room for it: this model reads "
+                              f"{self.config.n_ctx}")
+            ids = ids[:room - len(ids[end:])] + ids[end:]
+            self.cut += 1
+        return ids + list(behind)
+
+    def word(self, label, before=" "):
+        """The one token that stands for a label word behind the text `before` it."""
+        stem = before.rstrip(" ")
+        start, ids = (self.tokenizer.encode(t) for t in (stem, stem + " " * (stem != before) + label))
+        if ids[:-1] != start:
+            raise Refused(f"{self.place}: label word '{shown(label)}' is {len(ids) - shared(ids, start)} tokens here; "
+                          "choose a word that is one")
+        if ids[-1] == self.tokenizer.unk:
+            raise Refused(f"{self.place}: label word '{shown(label)}' is not in this base's vocabulary")
+        return ids[-1]
 
     def cloze(self, text, answers, template, target):
         """The label word `target` behind the text (GPT: all before [MASK] is read) or at its [MASK] (BERT)."""
-        head, tail = template.split("{text}")
-        question, _, rest = tail.partition("[MASK]")
-        encode, causal = self.tokenizer.encode, self.config.causal
-        after = encode(question.rstrip()) + ([] if causal else [self.tokenizer.mask] + encode(rest))
-        ids = self.fit(encode(head), encode(text), after)
+        head, question, rest = parts(template)
+        causal, mask = self.config.causal, self.tokenizer.mask
+        ids = self.fit(head, text, question.rstrip(" "), [] if causal else [mask, *self.tokenizer.encode(rest)])
         ids = ids if causal else self.tokenizer.wrap(ids)
-        place = len(ids) - 1 if causal else ids.index(self.tokenizer.mask)
+        place = len(ids) - 1 if causal else ids.index(mask)
         return Example(ids, only(target, place, len(ids)), text, answers)
 
     def classified(self, text, answers, target):
         """A class, at [CLS] (BERT) or at the last token (GPT)."""
-        ids = self.tokenizer.wrap(self.fit([], self.tokenizer.encode(text), []))
+        ids = self.tokenizer.wrap(self.fit("", text, ""))
         return Example(ids, only(target, len(ids) - 1 if self.config.causal else 0, len(ids)), text, answers)
 
+    def halves(self, before, after):
+        """The ids of two texts that are joined to one; white space between them belongs to the second."""
+        start = before.rstrip()
+        whole = start + before[len(start):] + gap(before, after) + after
+        first, ids = self.tokenizer.encode(start), self.tokenizer.encode(whole)
+        if ids[:len(first)] == first:
+            return first, ids[len(first):]
+        return first, self.tokenizer.encode(whole[len(start):])  # no token may tell what follows: they stay apart
+
     def completed(self, prompt, answers):
-        """A prompt, and the completion as the words to be predicted, up to the end-of-text token."""
-        completion = self.tokenizer.encode(" " + answers[0]) + [self.tokenizer.eos]
-        prompt_ids = self.fit([], self.tokenizer.encode(prompt), completion)[:-len(completion)]
-        ids = prompt_ids + completion
-        targets = [-100] * (len(prompt_ids) - 1) + completion
-        return Example(ids[:-1], targets, prompt, answers)
+        """A prompt, and the completion as the words to be predicted, up to the end-of-text token.
+
+        The prompt loses its end where both are too long; the completion only where nothing were left of the prompt.
+        """
+        n_ctx = self.config.n_ctx
+        start, told = self.halves(prompt, answers[0])
+        told, whole = told + [self.tokenizer.eos], len(start) + len(told) + 1
+        if len(told) >= n_ctx:
+            told = told[:n_ctx - min(len(start), n_ctx // 2)]
+        start = start[:n_ctx - len(told)]
+        self.cut += len(start) + len(told) < whole
+        targets = [-100] * (len(start) - 1) + told
+        return Example((start + told)[:-1], targets, prompt, [answer.strip() for answer in answers])
 
     def hidden(self, given, told, rng):
         """`told` behind `given`, two thirds of its tokens hidden, one at least; these are to be found."""
-        encode, mask = self.tokenizer.encode, self.tokenizer.mask
-        before, words = encode(given), encode(" " + told)
+        before, words = self.halves(given, told)
         hide = [rng.random() < 2 / 3 for _ in words]
         hide[rng.randrange(len(words))] = True
-        ids = before + [mask if h else word for word, h in zip(words, hide)]
+        ids = before + [self.tokenizer.mask if h else word for word, h in zip(words, hide)]
         targets = [-100] * len(before) + [word if h else -100 for word, h in zip(words, hide)]
         return Example(self.tokenizer.wrap(ids), [-100, *targets, -100], given, [told])
+
+
+def shared(ids, others):
+    """How many ids two texts have in common at their start."""
+    return next((n for n, (a, b) in enumerate(zip(ids, others)) if a != b), min(len(ids), len(others)))
+
+
+def gap(before, after):
+    """What joins two texts: a space, but none beside white space, behind "=" or in a script without spaces."""
+    return "" if re.search(rf"^=|\s|{NO_SPACES}", before[-1:] + after[:1]) else " "
+
+
+def parts(template):
+    """A template's text before {text}, between {text} and [MASK], and behind [MASK]."""
+    head, tail = template.split("{text}")
+    return head, *tail.partition("[MASK]")[::2]
 
 
 def only(target, place, length):
@@ -155,19 +211,32 @@ def label_task(name, splits, encoder, labels, words, template, about=""):
     otherwise by a Classifier.
     """
     if words and encoder.config.lm_head != "none":
-        words = [encoder.word(word) for word in words]
+        words = label_words(encoder, labels, words, parts(template)[1])
         make = lambda text, answers, i: encoder.cloze(text, answers, template, words[i])
     else:
         words, make = None, encoder.classified
-    made = {split: [make(text, answers, labels.index(answers[0])) for text, answers in rows]
+    number = {label: i for i, label in enumerate(labels)}
+    made = {split: [make(text, answers, number[answers[0]]) for text, answers in rows]
             for split, rows in splits.items()}
     return Task(name, **made, labels=labels, words=words, about=about, cut=encoder.cut)
 
 
+def label_words(encoder, labels, words, before):
+    """The token of each label's word. Two labels never share one: they could not be told apart."""
+    ids, owner = [encoder.word(word, before) for word in words], {}
+    for label, word, i in zip(labels, words, ids):
+        if (other := owner.setdefault(i, label)) != label:
+            raise Refused(f"{encoder.place}: the labels '{shown(other)}' and '{shown(label)}' have one word here, "
+                          f"'{shown(word)}'; each needs its own")
+    return ids
+
+
 def text_task(name, splits, encoder, metric, about=""):
-    """Completions, written by a GPT. Raises ValueError for a BERT."""
+    """Completions, written by a GPT. Raises Refused for a BERT."""
     if not encoder.config.causal or encoder.config.lm_head == "none":
-        raise ValueError(f"task {name!r} is writing text, which a BERT cannot: choose a GPT base")
+        raise Refused(f"task {name!r} is writing text, which a BERT cannot: choose a GPT base")
+    if encoder.tokenizer.eos is None:
+        raise Refused(f"task {name!r} is writing text, and this base's tokenizer has no token that ends one")
     made = {split: [encoder.completed(prompt, answers) for prompt, answers in rows]
             for split, rows in splits.items()}
     return Task(name, **made, metric=metric, about=about, stop=encoder.tokenizer.eos, cut=encoder.cut)
@@ -193,8 +262,8 @@ def own_task(data, encoder, examples, seed):
         train = random.Random(f"own {seed}").sample(train, examples)
     splits = {**data.splits, "train": train}
     if not data.labels:
-        return text_task(data.name, splits, encoder, data.metric)
-    return label_task(data.name, splits, encoder, data.labels, data.words, data.template)
+        return text_task(data.name, splits, encoder, data.metric, data.about)
+    return label_task(data.name, splits, encoder, data.labels, data.words, data.template, data.about)
 
 
 # ---- batches, loss and score ----
@@ -228,13 +297,16 @@ def collate(examples, pad):
 
 
 def answer(model, task, ids, keep, targets):
-    """Logits where targets stand, (N, V), and what is wanted there, (N,); over the label words if there are any."""
+    """Logits where targets stand, (N, V), and what is wanted there, (N,); over the label words if there are any.
+
+    Raises model.NotFinite for logits that are NaN or infinite.
+    """
     at = targets != -100
     logits, wanted = model(ids, keep, at=at), targets[at]
     if task.words is not None:
         words = torch.tensor(task.words, device=ids.device)
         logits, wanted = logits[:, words], (wanted[:, None] == words).int().argmax(dim=1)
-    return logits, wanted
+    return finite(logits), wanted
 
 
 def loss(model, task, batch):
@@ -287,13 +359,17 @@ def upto(ids, stop):
 
 
 def score(task, examples, predicted):
-    """The task's metric in percent: accuracy, attributes got right (F1), or words in common (F1)."""
+    """The task's metric in percent: accuracy, attributes got right (F1), or words in common (F1).
+
+    Words are counted, not only noted (`yes yes` is not `yes`), without regard to case. In a script without spaces
+    between words (Chinese, Japanese, Thai ...) every character counts as one.
+    """
     if task.metric == "accuracy":
         right = [p == e.answers[0] for p, e in zip(predicted, examples)]
     elif task.metric == "attributes":
         right = [f1(attributes(e.text).items(), attributes(p, e.text).items()) for p, e in zip(predicted, examples)]
     else:
-        right = [max(f1(p.lower().split(), a.lower().split()) for a in e.answers)
+        right = [max(f1(spaced(p.lower()).split(), spaced(a.lower()).split()) for a in e.answers)
                  for p, e in zip(predicted, examples)]
     return 100 * sum(right) / len(right)
 
@@ -305,7 +381,12 @@ def attributes(text, prompt=None):
     return world.attributes(text)
 
 
+def spaced(text):
+    """A text with white space around each character of a script that has none between its words."""
+    return re.sub(NO_SPACES, r" \g<0> ", text)
+
+
 def f1(wanted, got):
-    """2 |wanted ∩ got| / (|wanted| + |got|), over sets."""
-    wanted, got = set(wanted), set(got)
-    return 2 * len(wanted & got) / (len(wanted) + len(got)) if wanted or got else 0.0
+    """2 |wanted ∩ got| / (|wanted| + |got|), where what is there twice counts twice."""
+    wanted, got = Counter(wanted), Counter(got)
+    return 2 * (wanted & got).total() / (wanted.total() + got.total()) if wanted or got else 0.0

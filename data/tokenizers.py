@@ -6,7 +6,7 @@
     encode(text) -> ids                  nothing is added, and no piece of a text ever becomes a special token
     decode(ids) -> text
     wrap(ids)    -> [bos, *ids, eos]     [CLS] .. [SEP] (BERT), <s> .. </s> (RoBERTa), the ids alone (GPT)
-    pad bos eos mask                     ids, None where the family has no such token
+    pad bos eos mask unk                 ids, None where the family has no such token
     vocab_size
 
 Byte-pair encoding starts from single bytes and joins the neighbours whose union has the lowest rank, over
@@ -29,11 +29,11 @@ GPT2_PATTERN = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 
 
 class Tokenizer:
-    """What the tokenizers share: four special ids and `wrap`."""
+    """What the tokenizers share: five special ids and `wrap`."""
 
-    def __init__(self, vocab_size, pad=None, bos=None, eos=None, mask=None, wraps=False):
+    def __init__(self, vocab_size, pad=None, bos=None, eos=None, mask=None, unk=None, wraps=False):
         self.vocab_size, self.wraps = vocab_size, wraps
-        self.pad, self.bos, self.eos, self.mask = pad, bos, eos, mask
+        self.pad, self.bos, self.eos, self.mask, self.unk = pad, bos, eos, mask, unk
 
     def wrap(self, ids):
         return [self.bos, *ids, self.eos] if self.wraps else list(ids)
@@ -154,7 +154,7 @@ def last_pair(token, ranks):
 
 
 def special_ids(said):
-    return {role: said.vocab.get(said.special[role]) for role in ("pad", "bos", "eos", "mask")}
+    return {role: said.vocab.get(token) for role, token in said.special.items()}
 
 
 def wordpiece_from(folder):

@@ -21,6 +21,8 @@ import random
 import zlib
 from dataclasses import dataclass
 
+from model import Refused
+
 # Each aspect: nouns, then adjectives that praise, then adjectives that blame.
 ASPECTS = {
     "food": ("food soup dinner bread", "tasty fresh delicious juicy", "bland stale burnt greasy"),
@@ -255,19 +257,20 @@ def describe(rng, label, split):
 WRITERS = {"sentiment": sentiment, "rating": rating, "cuisine": cuisine, "claim": claim, "describe": describe}
 
 
-TRIES = 20_000  # draws in a row without a new text: then there is none
+TRIES = 20_000    # draws in a row without a new text: then there is none
+MOST = 100_000    # examples that are made for one run: half a minute's work
 
 
 def rows(task, split, n, seed=0):
     """n pairs (text, label word), every label equally often; for describe (prompt, completion).
 
-    Raises ValueError where the world has no n different texts.
+    Raises Refused where the world has no n different texts.
     """
     labels, write = TASKS[task].labels, WRITERS[task]
     rng, found, since = random.Random(f"{task} {split} {seed}"), {}, 0
     while len(found) < n:
         if since == TRIES:
-            raise ValueError(f"{n:,} examples of {task}: the world has only some {len(found):,} for {split}")
+            raise Refused(f"{n:,} examples of {task}: the world has only some {len(found):,} for {split}")
         since += 1
         label = labels[len(found) % len(labels)] if labels else None
         text = write(rng, label, split)

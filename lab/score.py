@@ -41,14 +41,14 @@ def apart(model, merged, task, pad):
 
 
 def bleu(examples, predicted):
-    """Corpus BLEU against all references of each example, by sacrebleu."""
+    """Corpus BLEU against all references of each example, by sacrebleu; over characters where words have no spaces."""
     try:
         import sacrebleu
     except ImportError:
         return "BLEU needs sacrebleu: pip install sacrebleu"
     most = max(len(e.answers) for e in examples)
-    references = [[e.answers[i] if i < len(e.answers) else None for e in examples] for i in range(most)]
-    return f"BLEU {sacrebleu.corpus_bleu(predicted, references).score:.1f}"
+    references = [[tasks.spaced(e.answers[i]) if i < len(e.answers) else None for e in examples] for i in range(most)]
+    return f"BLEU {sacrebleu.corpus_bleu(list(map(tasks.spaced, predicted)), references).score:.1f}"
 
 
 def show(examples, predicted, number):

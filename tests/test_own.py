@@ -97,9 +97,14 @@ def test_a_template_gives_each_label_a_word_in_the_order_of_the_labels(tmp_path)
 def test_a_template_that_cannot_be_used_says_why(tmp_path):
     words = {"good": "a", "bad": "b"}
     for content, why in (
-            ("{", "needs a template, and under words one word for each of the labels bad, good"),
-            ([1], "one word for each of the labels"), ({"words": words}, "needs a template"),
-            ({"template": "{text} [MASK]", "words": {"good": "fine"}}, "one word for each of the labels bad, good"),
+            ("{", "not JSON: Expecting property name"), ([1], "an object is expected here, not [1]"),
+            ({"words": words}, "has no 'template'"), ({"template": 7, "words": words}, "template is 7, not a text"),
+            ({"template": "{text} [MASK]"}, "has no 'words'"),
+            ({"template": "{text} [MASK]", "words": ["a", "b"]}, "words is ['a', 'b'], not an object"),
+            ({"template": "{text} [MASK]", "words": {"good": "fine"}}, "word for each of the labels bad, good, and"),
+            ({"template": "{text} [MASK]", "words": words | {"ugly": "c"}}, "and no other; it has {'good'"),
+            ({"template": "{text} [MASK]", "words": {"good": "a", "bad": 2}}, "it has {'good': 'a', 'bad': 2}"),
+            ({"template": "{text} [MASK]", "words": {"good": "a", "bad": " "}}, "one word for each of the labels"),
             ({"template": "It was [MASK]", "words": words}, "needs {text} once and [MASK] once"),
             ({"template": "{text} It was", "words": words}, "needs {text} once and [MASK] once"),
             ({"template": "{text} {text} [MASK]", "words": words}, "needs {text} once"),
@@ -123,8 +128,11 @@ def test_jsonl_is_a_prompt_and_a_completion_a_line(tmp_path):
 
 def test_a_bad_row_of_a_jsonl_is_named(tmp_path):
     for line, why in (
-            ("{not json", "not {"), ('{"prompt": "a"}', "not {"), ('["a", "b"]', "not {"), ("3", "not {"),
-            ('{"prompt": "a", "completion": " "}', "not empty"), ('{"prompt": 7, "completion": "b"}', "must be texts")):
+            ("{not json", "not JSON"), ('{"prompt": "a"}', "has no 'completion'"),
+            ("3", "an object is expected here, not 3"), ('["a", "b"]', "an object is expected here, not ['a', 'b']"),
+            ('{"prompt": "a", "completion": " "}', "not empty"),
+            ('{"prompt": 7, "completion": "b"}', "prompt is 7, not a text"),
+            ('{"prompt": "a", "completion": null}', "completion is None, not a text")):
         folder(tmp_path, train_jsonl=rows(("a", "b")), dev_jsonl=rows(("a", "b"), ("c", "d")) + line + "\n")
         refused(tmp_path, "dev.jsonl, line 3:", why)
 
@@ -144,8 +152,12 @@ def test_csv_is_e2es_mr_and_ref(tmp_path):
 
 def test_a_bad_row_of_a_csv_is_named(tmp_path):
     for content, why in (
-            ("mr;ref\na;b\n", "line 1: the columns are ['mr;ref'], not mr,ref"), ("", "line 1"),
-            (E2E + "name[X],\n", "line 4: mr or ref is empty"), (E2E + "alone\n", "line 4: mr or ref is empty"),
+            ("mr;ref\na;b\n", "line 1: the columns are mr;ref, not mr,ref"), ("", "no rows"),
+            ("mr,ref,ref\na,b,c\n", "line 1: the columns are mr, ref, ref, not mr,ref"),
+            (E2E + "name[X],\n", "line 4: name[X],  is not an mr with slots such as name[Aromi], and a ref"),
+            (E2E + "a prompt,a text\n", "line 4: a prompt, a text is not an mr with slots"),
+            (E2E + "alone\n", "line 4: 1 cells, alone; the header has 2"),
+            (E2E + "name[X],good, and cheap\n", "line 4: 3 cells, name[X], good,  and cheap; the header has 2"),
             ("mr,ref\n", "no rows"), (b"mr,ref\n\xe7a,va\n", "not UTF-8")):
         refused(folder(tmp_path, train_csv=content, dev_csv=E2E), "train.csv", why)
 

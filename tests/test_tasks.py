@@ -11,7 +11,7 @@ from data import tasks, tokenizers, world
 from data.bases import SHAPES
 from data.own import OwnData
 from data.tasks import Encoder, Example, Task, batches, collate, load_task, only
-from model import Config
+from model import Config, Refused
 from tiny import stirred
 
 WORLD = tokenizers.world()                             # [CLS] text [SEP]
@@ -83,10 +83,30 @@ def test_a_long_text_loses_its_end_and_never_the_question():
     assert made.ids[made.targets.index(7)] == MASK
 
 
-def test_what_leaves_no_room_for_the_text_is_an_error():
-    small = Config(1024, 4, 12, 1, 3, 20)
-    with pytest.raises(ValueError, match="5 tokens beside the text 'name' leave no room for it: this model reads 4"):
-        Encoder(PLAIN, small).completed("name", ["the golden fork was"])
+def test_a_template_that_leaves_no_room_for_the_text_is_refused():
+    read = len(ids("we went :") + ids(" it"))
+    for tokenizer, causal, beside in ((PLAIN, True, read), (WORLD, False, read + 3)):      # [CLS], [MASK], [SEP]
+        encoder = Encoder(tokenizer, Config(1024, 4, 12, 1, 3, 20, causal), "mine/template.json")
+        with pytest.raises(Refused, match=f"mine/template.json: {beside} tokens beside the text leave no room for it: "
+                                          "this model reads 4"):
+            encoder.cloze("the soup", [], "we went : {text} it [MASK]", 7)
+
+
+def test_a_long_completion_is_cut_only_where_nothing_were_left_of_its_prompt():
+    """Ten tokens: 5 of a prompt and 8 with the end leave 2 of the prompt; 12 leave 5 of the prompt and 5 of itself."""
+    prompt, told = "we went to the fork", "the soup was fine . it was"
+    made = {}
+    for more in ("", " the soup was fine"):
+        encoder = Encoder(PLAIN, Config(1024, 10, 12, 1, 3, 20))
+        e = made[more] = encoder.completed(prompt, [told + more])
+        assert len(e.ids) == 9 and encoder.cut == 1 and e.answers == [told + more]
+    assert made[""].ids == ids(prompt)[:2] + ids(" " + told) and made[""].targets[-1] == SEP
+    cut = made[" the soup was fine"]
+    assert cut.ids == ids(prompt) + ids(" " + told)[:4] and cut.targets == [N] * 4 + ids(" " + told)[:5]
+    encoder = Encoder(PLAIN, Config(1024, 10, 12, 1, 3, 20))
+    assert encoder.completed("we", [told + told]).ids == ids("we " + told + told)[:9] and encoder.cut == 1
+    encoder.completed("we", [told])
+    assert encoder.cut == 1, "eight of eight fit"
 
 
 def test_a_label_word_must_be_one_token():
@@ -324,6 +344,7 @@ def test_the_majority_is_training_s_and_its_score_the_test_s():
 def test_f1_by_hand():
     assert tasks.f1("abcd", "bcx") == 2 * 2 / (4 + 3)
     assert tasks.f1("ab", "ab") == 1 and tasks.f1("ab", "cd") == 0 and tasks.f1("", "") == 0
+    assert tasks.f1("a", "aaaa") == 2 * 1 / (1 + 4) and tasks.f1("aab", "aab") == 1
 
 
 def test_scores_by_hand():
