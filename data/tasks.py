@@ -223,6 +223,8 @@ def label_task(name, splits, encoder, labels, words, template, about=""):
 
 def label_words(encoder, labels, words, before):
     """The token of each label's word. Two labels never share one: they could not be told apart."""
+    if not encoder.config.causal and encoder.tokenizer.mask is None:
+        raise Refused(f"{encoder.place}: [MASK] is asked, and this base's tokenizer has no mask token")
     ids, owner = [encoder.word(word, before) for word in words], {}
     for label, word, i in zip(labels, words, ids):
         if (other := owner.setdefault(i, label)) != label:
