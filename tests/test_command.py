@@ -106,12 +106,15 @@ def test_explain_shows_what_is_trained_and_writes_nothing(monkeypatch, capsys, t
 
 def test_a_breakpoint_stops_in_the_readers_own_delta_and_soon_in_a_training_step(monkeypatch, tmp_path):
     """gpt-s has four blocks with a LoRA at query and value: one pass, for the check of step 0, is eight stops."""
-    events, forward, loss = [], LoRALinear.forward, tasks.loss
-    monkeypatch.setattr(LoRALinear, "forward", lambda self, x: events.append("LoRALinear") or forward(self, x))
+    events, forward, loss, backward = [], LoRALinear.forward, tasks.loss, torch.Tensor.backward
+    monkeypatch.setattr(LoRALinear, "forward", lambda self, x: events.append("stop") or forward(self, x))
     monkeypatch.setattr(tasks, "loss", lambda model, *rest: events.append(model.delta.name) or loss(model, *rest))
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: events.append("backward") or backward(self))
     command(monkeypatch, f"--method lora --examples 4 --steps 1 --device cpu --out {tmp_path}")
-    assert events.index("lora") <= 8 and set(events[:events.index("lora")]) == {"LoRALinear"}
-    assert "full" in events[events.index("lora"):], "full fine-tuning comes afterwards"
+    first = events.index("backward") - 9
+    assert events[first:first + 10] == ["lora", *8 * ["stop"], "backward"], "the first training step is the delta's"
+    assert first <= 8 and set(events[:first]) == {"stop"}, "nothing but the check comes before it, no memory is counted"
+    assert "full" in events[first:], "full fine-tuning comes afterwards"
 
 
 def test_what_was_typed_trains_and_full_fine_tuning_afterwards_unless_it_is_kept(monkeypatch, capsys, tmp_path):
