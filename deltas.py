@@ -18,7 +18,7 @@ import json
 import math
 import warnings
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
@@ -247,20 +247,18 @@ def read(path):
     content = files.tensors(path)
     if not isinstance(content, dict) or content.get("format") not in (1, 2):
         raise Refused(f"{path}: not a delta file of format 1 or 2")
-    method = files.field(content, "method", str, path)
+    for name in ("method", "base", "classes", "settings", "notes", "tensors"):
+        files.field(content, name, {"method": str, "base": str, "classes": int}.get(name, dict), path)
+    method, given = content["method"], content["settings"]
     if method not in methods():
         raise Refused(f"{path}: made by the method {files.shown(method)!r}; known are {', '.join(methods())}")
-    files.field(content, "base", str, path)
-    files.field(content, "classes", int, path, least=0)
-    files.field(content, "notes", dict, path)
-    files.sound(files.field(content, "tensors", dict, path), path)
-    given, kind = files.field(content, "settings", dict, path), methods()[method]
-    if set(given) != {f.name for f in fields(kind)}:
+    if set(given) != {f.name for f in fields(methods()[method])}:
         raise Refused(f"{path}: the settings {files.shown(given)} are not those of {method}")
     try:
-        kind(**given)
+        methods()[method](**given)
     except Refused as error:
         raise Refused(f"{path}: {error}") from None
+    files.sound(content["tensors"], path)
     if content["format"] > 1 and content.get("digest") != digest(content):
         raise Refused(f"{path}: damaged: its digest is not that of its content")
     return content
@@ -275,35 +273,24 @@ def load(path, model):
     if getattr(model, "delta", None) is not None:
         raise Refused(f"this model carries a delta already ({model.delta}); load {path} into a fresh base")
     content = read(path)
-    delta = methods()[content["method"]](**content["settings"])
-    classes, tensors = content["classes"], content["tensors"]
-    base, config = base_of(model, classes)
     if content["format"] == 1:
         warnings.warn(f"{path}: an older file, which proves its base's parameters but not its Config", stacklevel=2)
-    mark = fingerprint(base, config if content["format"] > 1 else "")
-    if content["base"] != mark:
-        raise Refused(f"{path}: trained on another base (fingerprint {content['base'][:12]}, "
-                      f"this base has {mark[:12]})")
-    size = sum(t.numel() for t in tensors.values())
-    wanted = delta.formula(config) + Classifier.formula(config, classes)
-    if size != wanted:  # before anything of that size is allocated
-        raise Refused(f"{path}: holds {size:,} values, where {delta} on this base has {wanted:,}")
+    delta = methods()[content["method"]](**content["settings"])
+    classes, size = content["classes"], sum(t.numel() for t in content["tensors"].values())
     with as_before_if_refused(model):
-        if classes:
+        if classes and 0 < classes * model.config.d_model <= size:
             model.classify(classes)
+        base = fingerprint(own_parameters(model), model.config if content["format"] > 1 else "")
+        if content["base"] != base:
+            raise Refused(f"{path}: trained on another base (fingerprint {content['base'][:12]}, "
+                          f"this base has {base[:12]})")
+        wanted = delta.formula(model.config) + sum(p.numel() for p in model.head.parameters() if classes)
+        if size != wanted:  # before anything of that size is allocated
+            raise Refused(f"{path}: holds {size:,} values, where {delta} on this base has {wanted:,}")
         new = attach(delta, model)
         delta.finish(new)
-        copy_into(trainable(new), tensors, path)
+        copy_into(trainable(new), content["tensors"], path)
     return new
-
-
-def base_of(model, classes):
-    """({name: parameter}, Config) of a plain model as they are once it has a Classifier, if it is to have one."""
-    if not classes:
-        return own_parameters(model), model.config
-    own = {id(p) for child in model.children() if child is not model.head for p in child.parameters()}
-    return ({name: p for name, p in model.named_parameters() if id(p) in own},
-            replace(model.config, lm_head="none"))
 
 
 @torch.no_grad()

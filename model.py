@@ -192,13 +192,6 @@ class Classifier(nn.Module):
         nn.init.normal_(self.out.weight, std=0.02)
         nn.init.zeros_(self.out.bias)
 
-    @staticmethod
-    def formula(config, n_classes):
-        """The parameters of a head for `n_classes`; 0 for none."""
-        D = config.d_model
-        pooler = D * D + D if not config.pooler and not config.causal else 0
-        return n_classes * (D + 1) + pooler if n_classes else 0
-
     def forward(self, x):
         return self.out(x if self.new_pooler is None else self.new_pooler(x))          # (..., C)
 

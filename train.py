@@ -17,10 +17,7 @@ from harness import boundary
 if __name__ == "__main__":
     boundary.begin()  # before torch is imported
 
-import math
-import shlex
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,12 +26,8 @@ from data import tasks
 from data.bases import load_base
 from deltas import attach, methods, save, trainable
 from harness import checks, report, results, state
+from harness.checks import Diverged
 from harness.settings import Settings, arguments, settings_typed
-from model import NotFinite, Refused
-
-
-class Diverged(Refused):
-    """The loss is no longer finite: the learning rate is too high."""
 
 
 def run(settings: Settings, out, say=print, fresh=False):
@@ -68,7 +61,7 @@ def run(settings: Settings, out, say=print, fresh=False):
     model.delta.finish(model)
     stored = report.stored(model)
     dev = max(s for _, s in curve)
-    with diverging(settings.steps, settings):
+    with checks.diverging(settings.steps, settings):
         found = score(model, task, tokenizer, settings) if task.metric else dev
     say(report.scored(task, found))
     notes = {**given.plain, "labels": task.labels, "label_words": task.words, "score": found}
@@ -130,7 +123,7 @@ def train(model, task, pad, settings, say, kept_at=None, fresh=True):
     for step in range(done + 1, settings.steps + 1):
         begin = time.perf_counter()
         batch = [t.to(settings.device) for t in next(stream)]
-        with settings.precision(), diverging(step, settings):
+        with settings.precision(), checks.diverging(step, settings):
             loss = tasks.loss(model, task, batch)
         optimizer.zero_grad()
         loss.backward()
@@ -139,10 +132,8 @@ def train(model, task, pad, settings, say, kept_at=None, fresh=True):
         schedule.step()
         value = loss.item()
         spent += time.perf_counter() - begin
-        if not math.isfinite(value):
-            raise Diverged(f"the loss is {value} at step {step}: lower --lr (it is {settings.lr})")
         if step in evaluated:
-            with settings.precision(), diverging(step, settings):
+            with settings.precision(), checks.diverging(step, settings):
                 curve.append((step, tasks.dev_score(model, task, task.dev, pad)))
             if best is None or curve[-1][1] > best[0]:
                 best = curve[-1][1], {name: p.detach().clone() for name, p in parameters.items()}
@@ -151,15 +142,6 @@ def train(model, task, pad, settings, say, kept_at=None, fresh=True):
     for name, p in parameters.items():
         p.data.copy_(best[1][name])
     return curve, 1000 * spent / settings.steps
-
-
-@contextmanager
-def diverging(step, settings):
-    """Logits inside that are not finite are the learning rate's doing."""
-    try:
-        yield
-    except NotFinite as error:
-        raise Diverged(f"{error} at step {step}: lower --lr (it is {settings.lr})") from None
 
 
 def endless(examples, batch_size, pad, seed):
@@ -201,18 +183,13 @@ def main():
         return report.explain(attach(settings.delta.for_task(task), model))
     record = run(settings, out, fresh=args.fresh)
     results.append(out, record)
-    corpus = settings.data is None and settings.task == "corpus"
-    if not args.no_baseline and args.method != "full" and not corpus:
+    if not (args.no_baseline or args.method == "full" or settings.pretraining):
         print(f"\n-- full fine-tuning, to compare with, unless {out}/results.jsonl has it already --")
         full = run_once(settings.with_delta(methods()["full"]()), out)
         record |= report.share(record, full)
         results.append(out, record)
     report.comparison(record, full, print)
-    print(f"\n{time.time() - boundary.BEGIN:.1f} s in all.", end=" ")
-    if record["file"] is None:
-        raise OSError(f"{out}: the delta could not be saved; the record of its run is in results.jsonl")
-    print("Score the saved delta again, and see examples:\n"
-          f"python eval.py score {shlex.quote(str(out / record['file']))}")
+    report.ending(record, out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,10 @@ from deltas import fingerprint, trainable
 from model import Block, NotFinite, Refused, finite
 
 
+class Diverged(Refused):
+    """The loss is no longer finite: the learning rate is too high."""
+
+
 @contextmanager
 def blame(what):
     """Say what is to blame for logits that are not finite inside."""
@@ -19,6 +23,15 @@ def blame(what):
         yield
     except NotFinite as error:
         raise Refused(f"{what} {error}") from None
+
+
+@contextmanager
+def diverging(step, settings):
+    """In training it is the learning rate."""
+    try:
+        yield
+    except NotFinite as error:
+        raise Diverged(f"{error} at step {step}: lower --lr (it is {settings.lr})") from None
 
 
 def writable(out, needed):

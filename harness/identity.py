@@ -61,17 +61,21 @@ def technique_files(path):
         path = waiting.pop()
         if path not in found and path.is_file():
             found.append(path)
-            waiting += [ROOT / "methods" / f"{name.split('.')[1]}.py" for name in imported(ast.parse(text(path)))
-                        if name.startswith("methods.")]
+            stat = path.stat()
+            waiting += [ROOT / "methods" / f"{name.split('.')[1]}.py"
+                        for name in imported(path, stat.st_mtime_ns, stat.st_size) if name.startswith("methods.")]
     return found
 
 
-def imported(tree):
+@lru_cache(maxsize=None)
+def imported(path, mtime, size):
     """The dotted names of all that a program imports: methods.prompt.SoftPrompt, torch, ..."""
-    for node in ast.walk(tree):
+    found = []
+    for node in ast.walk(ast.parse(text(path))):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-            yield from (start + each.name for each in node.names)
+            found += [start + each.name for each in node.names]
+    return found
 
 
 def of_file(path):

@@ -1,9 +1,11 @@
 """What a reader sees of a run: the setting, the counts, the progress, the comparison; and `--explain`."""
 
+import shlex
 import sys
 import time
 
 from deltas import count
+from harness import boundary
 
 
 def quiet(*_, **__):
@@ -97,6 +99,15 @@ def comparison(record, full, say):
     if full and record["method"] != "full" and record["relative"] is not None:
         say(f"\n{record['method']} reaches {100 * record['relative']:.1f} % of full fine-tuning with "
             f"{record['delta_percent']:.2f} % of its parameters.")
+
+
+def ending(record, out):
+    """The last lines of a command; raises OSError if the delta could not be saved."""
+    print(f"\n{time.time() - boundary.BEGIN:.1f} s in all.", end=" ")
+    if record["file"] is None:
+        raise OSError(f"{out}: the delta could not be saved; the record of its run is in results.jsonl")
+    print("Score the saved delta again, and see examples:\n"
+          f"python eval.py score {shlex.quote(str(out / record['file']))}")
 
 
 def explain(model):

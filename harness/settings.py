@@ -64,6 +64,11 @@ class Settings:
         return self.base in SHAPES
 
     @property
+    def pretraining(self):
+        """Is the task the little world's corpus? (A folder called `corpus` is a folder like any other.)"""
+        return self.data is None and self.task == "corpus"
+
+    @property
     def evaluations(self):
         """How often dev is scored on the way: less often for a checkpoint, where that takes long."""
         return 15 if self.shipped else 6

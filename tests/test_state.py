@@ -10,6 +10,7 @@ from data import files, tasks
 from deltas import fingerprint, methods, read
 from harness import boundary, report, results, state
 from harness.settings import Settings
+from model import NotFinite
 
 pytestmark = pytest.mark.usefixtures("few_examples")
 
@@ -103,7 +104,7 @@ def test_a_diverged_run_leaves_no_state(monkeypatch, tmp_path):
 
     def dev_score(*_):
         if (score := next(scores, None)) is None:
-            raise train.NotFinite("logits that are NaN or infinite")
+            raise NotFinite("logits that are NaN or infinite")
         return score
     monkeypatch.setattr(tasks, "dev_score", dev_score)
     with pytest.raises(train.Diverged, match="logits that are NaN or infinite at step 10: lower --lr"):

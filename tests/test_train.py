@@ -174,10 +174,10 @@ def test_a_single_step_has_the_whole_learning_rate(monkeypatch):
     assert curve == [(1, 5)] and moved.max().item() == pytest.approx(LoRA.lr, rel=1e-3)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch):
-    loss, losses = tasks.loss, iter([1.0, 1.0, math.nan])
+def test_a_step_that_is_not_finite_ends_the_run_with_the_next_logits(monkeypatch):
+    loss, losses = tasks.loss, iter([1.0, 1.0, math.nan, 1.0])
     monkeypatch.setattr(tasks, "loss", lambda *args: loss(*args) * next(losses))
-    with pytest.raises(train.Diverged, match=r"the loss is nan at step 3: lower --lr \(it is 0.01\)"):
+    with pytest.raises(train.Diverged, match=r"NaN or infinite at step 4: lower --lr \(it is 0.01\)"):
         toy(monkeypatch, 5, [1] * 5)
 
 
@@ -284,7 +284,10 @@ def test_memory_is_counted_by_kind():
         assert parts[:3] == pytest.approx([weights / MB, trained / MB, 2 * trained / MB]), name
         assert found[name]["peak"] == pytest.approx(sum(parts)) and parts[3] > 0, name
         assert all(p.grad is None for p in model.parameters()), "counted, not trained"
-    assert found["last_layer"]["activations"] < found["bitfit"]["activations"] <= found["full"]["activations"]
+    kept = {name: parts["activations"] for name, parts in found.items()}
+    assert kept["last_layer"] < kept["bitfit"] <= kept["full"]
+    half = checks.memory_of_a_step(model, task, 0, settings("bitfit", batch_size=2))["activations"]
+    assert kept["bitfit"] == pytest.approx(2 * half, rel=0.02), "activations belong to texts, weights are none"
 
 
 def test_a_share_of_nothing_is_none():
