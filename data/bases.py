@@ -60,7 +60,10 @@ def load_base(name, scratch=False):
     model = Transformer(config)
     if not scratch:
         model.load_state_dict(state)
-    return model, checkpoints.tokenizer(name)
+    tokenizer = checkpoints.tokenizer(name)
+    if config.lm_head == "mlm" and tokenizer.mask is None:
+        raise Refused(f"{name}: the model fills in masked words, but its tokenizer has no mask token")
+    return model, tokenizer
 
 
 def shipped(name):

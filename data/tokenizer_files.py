@@ -79,10 +79,10 @@ def read(folder, family):
     """All that the folder says about the tokenizer of its `family` ("gpt2", "roberta" or "bert"), as a Said."""
     folder = Path(folder)
     path = folder / "tokenizer.json"
-    whole, settings, config = (optional(folder / name) for name in
-                               ("tokenizer.json", "tokenizer_config.json", "config.json"))
+    settings, config = optional(folder / "tokenizer_config.json"), optional(folder / "config.json")
+    whole = json_of(path) if os.path.lexists(path) else None
     generic = check_settings(folder, family, settings, config, whole)
-    if whole:
+    if whole is not None:
         for key, allowed in WHOLE[family].items():
             if (value := at(whole, key)) not in allowed:
                 raise Refused(f"{path}: {key}={shown(repr(value))}; only {allowed[0]!r} is supported")
@@ -100,7 +100,7 @@ def read(folder, family):
     special = {role: role_token(folder, family, role, named, vocab) for role in ROLES[family]}
     if family == "gpt2" and special["eos"] is None:
         special["eos"] = end_token(config, vocab, merges)
-    if whole:
+    if whole is not None:
         check_wrap(path, family, at(whole, "post_processor"), vocab, special, generic)
     return Said(own, vocab, merges, special, added, normalizer(folder, settings, whole, generic))
 
@@ -122,7 +122,7 @@ def check_settings(folder, family, settings, config, whole):
     path = folder / "tokenizer_config.json"
     where = path if settings.get("tokenizer_class") else folder / "config.json"
     name = (settings.get("tokenizer_class") or config.get("tokenizer_class") or CLASS[family])
-    known = (CLASS[family], *GENERIC) if whole else (CLASS[family],)
+    known = (CLASS[family], *GENERIC) if whole is not None else (CLASS[family],)
     if not isinstance(name, str) or name.removesuffix("Fast") not in known:
         raise Refused(f"{where}: tokenizer_class={shown(repr(name))}; this reader knows {', '.join(known)}")
     for key, value in settings.items():
@@ -240,7 +240,7 @@ def added_tokens(folder, settings, whole, named):
     special = {token for value in named.values() for token in (value if isinstance(value, list) else [value])}
     lists = []
     path = folder / "tokenizer.json"
-    for token in field(whole, "added_tokens", list, path, default=[]):
+    for token in field(whole or {}, "added_tokens", list, path, default=[]):
         lists.append((path, at(token, "id"), token))
     path = folder / "tokenizer_config.json"
     for n, token in field(settings, "added_tokens_decoder", dict, path, default={}).items():

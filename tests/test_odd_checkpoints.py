@@ -113,8 +113,8 @@ def test_a_number_of_another_type_or_range_is_named(tmp_path):
         name = {"num_attention_heads": "num_attention_heads|n_head", "num_hidden_layers": "num_hidden_layers|layers",
                 "vocab_size": "vocab_size", "max_position_embeddings": "position_embeddings"}.get(key, key)
         assert "config.json" in refused(name, checkpoints.read, tmp_path)
-    for broken, why in (("null", "an object is expected"), ("[" * 100_000, "nested too deeply"), (good[:90], "not JSON"),
-                        ('{"model_type": "b\xe9rt"}'.encode("latin-1"), "not UTF-8")):
+    for broken, why in (("null", "an object is expected"), ("[" * 100_000, "nested too deeply"),
+                        (good[:90], "not JSON"), ('{"model_type": "b\xe9rt"}'.encode("latin-1"), "not UTF-8")):
         (tmp_path / "config.json").write_bytes(broken if isinstance(broken, bytes) else broken.encode())
         refused(f"config.json: .*{why}", checkpoints.read, tmp_path)
 
@@ -304,7 +304,8 @@ def test_a_tokenizers_settings_are_honoured_or_refused_by_name(tmp_path):
             "do_basic_tokenize": True, "tokenizer_class": "BertTokenizerFast", "padding_side": "left", "backend": "x"}
     assert wordpiece_from(words(tmp_path, **fine)).encode("Works works") == [1, 8]
     for key, value in (("never_split", ["works"]), ("do_basic_tokenize", False),
-                       ("tokenizer_class", "BertJapaneseTokenizer"), ("subword_tokenizer_type", "character"), ("auto_map", {"AutoTokenizer": ["x.y", None]}),
+                       ("tokenizer_class", "BertJapaneseTokenizer"), ("subword_tokenizer_type", "character"),
+                       ("auto_map", {"AutoTokenizer": ["x.y", None]}),
                        ("tokenizer_class", 7), ("tokenizer_class", "PreTrainedTokenizerFast")):
         words(tmp_path, **{key: value})
         refused(re.escape(f"tokenizer_config.json: {key}={value!r}"), wordpiece_from, tmp_path)
@@ -317,6 +318,14 @@ def test_a_tokenizers_settings_are_honoured_or_refused_by_name(tmp_path):
     for key in ("add_bos_token", "add_eos_token", "add_prefix_space"):
         byte_pairs(tmp_path, **{key: True})
         refused(f"{key}='?True", bpe_from, tmp_path, False)
+
+
+def test_a_model_that_fills_in_masks_needs_a_mask_token(tmp_path):
+    build("bert", HEADS).save_pretrained(tmp_path)
+    words(tmp_path)
+    load_base(tmp_path)
+    write(tmp_path / "vocab.txt", "\n".join(WORDS).replace("[MASK]", "mask"))
+    refused("its tokenizer has no mask token", load_base, tmp_path)
 
 
 def test_two_files_that_say_different_things_are_refused(tmp_path):
@@ -346,7 +355,8 @@ def test_two_tokens_never_share_an_id(tmp_path):
     vocab = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
     for change, why in (
             ({"A": vocab["B"]}, "'A' and 'B' share id"), ({"A": -1}, "'A' has id -1"), ({"A": "1"}, "'A' has id '1'"),
-            ({"A": True}, "'A' has id True"), ({"A": 10**40}, "'A' has id 1000"), ({"\ud800": 300}, "half a character")):
+            ({"A": True}, "'A' has id True"), ({"A": 10**40}, "'A' has id 1000"),
+            ({"\ud800": 300}, "half a character")):
         write(tmp_path / "vocab.json", vocab | change)
         refused(f"vocab.json: .*{why}", bpe_from, tmp_path, False)
     write(words(tmp_path) / "vocab.txt", "\n".join([*WORDS, "good"]))
