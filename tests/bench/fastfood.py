@@ -13,19 +13,20 @@ import argparse
 import copy
 import math
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from deltas import attach, trainable  # noqa: E402
-from fastfood import Dense, Fastfood, butterfly, hadamard, next_pow2  # noqa: E402
-from lab.sizes import MINILM  # noqa: E402
-from methods.full import Full, base_size  # noqa: E402
-from methods.intrinsic import Intrinsic  # noqa: E402
-from model import Transformer  # noqa: E402
+from deltas import attach, trainable
+from fastfood import Dense, Fastfood, butterfly, hadamard, next_pow2
+from lab import pictures
+from lab.sizes import MINILM
+from lab.timing import side_by_side
+from methods.full import Full, base_size
+from methods.intrinsic import Intrinsic
+from model import Transformer
 
 
 class Usual(torch.nn.Module):
@@ -66,14 +67,9 @@ chunk_and_cat = ChunkAndCat.apply
 
 
 def seconds(turns, *sides):
-    """The median time of each side, the sides taking turns; one turn before that warms up."""
-    times = [[] for _ in sides]
-    for turn in range(turns + 1):
-        for side, taken in zip(sides, times):
-            begin = time.perf_counter()
-            side()
-            taken.append(time.perf_counter() - begin)
-    return [sorted(taken[1:])[turns // 2] for taken in times]
+    """The median time of each side, the sides taking turns."""
+    ms, _ = side_by_side(dict(enumerate(sides)), turns)
+    return [ms[i] / 1000 for i in range(len(sides))]
 
 
 def there_and_back(project):
@@ -166,19 +162,13 @@ def growth(picture):
 
 
 def draw(curves, path):
-    try:
-        import matplotlib
-    except ImportError:
-        raise SystemExit("--out draws with matplotlib: pip install matplotlib")
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    _, plots = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, plots = pictures.figure(2)
     for plot, axis, fixed in zip(plots, "Dd", ("d = 200", f"D = {2**18}")):
         for form in FORMS:
             plot.loglog(*zip(*curves[axis, form]), marker="o", label=form)
         plot.set(xlabel=axis, ylabel="ms, forward and backward", title=fixed)
         plot.legend()
-    plt.savefig(path, dpi=150)
+    pictures.save(figure, path)
 
 
 def main():
