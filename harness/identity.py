@@ -10,6 +10,7 @@ if they are written meanwhile, code not, since what is edited while a command ru
 import ast
 import hashlib
 import inspect
+import os
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -31,8 +32,7 @@ def base_files(base):
     """The files of a base: a shipped one's weights and token table, or a checkpoint's folder."""
     if base in bases.SHAPES:
         return [bases.WEIGHTS / f"{base}.pt", bases.WEIGHTS.parent / "bpe.txt"]
-    folder = Path(base)
-    return sorted(p for p in folder.iterdir() if p.suffix in OF_A_CHECKPOINT) if folder.is_dir() else []
+    return sorted(p for p in Path(base).iterdir() if p.suffix in OF_A_CHECKPOINT) if os.path.isdir(base) else []
 
 
 def together(paths):

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,6 +19,7 @@ import torch
 
 from data import world
 from data.bases import SHAPES
+from data.files import shown
 from deltas import Delta, check_fields, methods, setting
 from harness import identity
 from model import Refused
@@ -53,7 +55,7 @@ class Settings:
             self.lr = self.delta.lr if self.shipped else self.delta.lr_real
         if self.steps is None and self.epochs is None:
             self.steps, self.epochs = (300, None) if self.shipped else (None, 3.0)
-        if not self.shipped and Path(self.base).is_dir():
+        if not self.shipped and os.path.isdir(self.base):  # a name of any length
             self.base = str(Path(self.base).resolve())
         if self.data is not None:
             self.data, self.task = str(Path(self.data).resolve()), Path(self.data).resolve().name
@@ -136,6 +138,19 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, **more,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
+    def parse_args(self, args=None, namespace=None):
+        """What was typed. An empty text is no value of anything, and what is there twice would be lost once."""
+        found, seen = super().parse_args(args, namespace), set()
+        for word in sys.argv[1:] if args is None else args:
+            action = self._option_string_actions.get(word.split("=")[0])
+            if action in seen:
+                self.error(f"{word}: this option is there twice")
+            seen |= {action} - {None}
+        for name, one in vars(found).items():
+            if "" in (one if isinstance(one, list) else [one]):
+                self.error(f"{name} '': an empty text is no value")
+        return found
+
     def error(self, message):
         raise Refused(f"{message} ({self.prog} --help shows what can be typed)")
 
@@ -190,6 +205,17 @@ def several(kind):
         return [kind(part) for part in text.split(",")]
     read.__name__ = f"list of {kind.__name__}"
     return read
+
+
+def distinct(option, values, known=None):
+    """The values of an option that lists them, if none is empty, unknown or there twice; Refused if one is."""
+    for number, value in enumerate(values):
+        if value in values[:number] or value == "":
+            raise Refused(f"{option} {shown(','.join(map(str, values)))}: "
+                          f"{f'{shown(value)} is there twice' if value != '' else 'an empty entry'}")
+        if known is not None and value not in known:
+            raise Refused(f"{option} {shown(value)}: choose from {', '.join(known)}")
+    return values
 
 
 def value(name, text):
