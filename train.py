@@ -84,6 +84,7 @@ def run(settings: Settings, out, say=print, fresh=False):
 def prepare(settings):
     """The base on its device, with a Classifier if the task needs one; its tokenizer; the task."""
     model, tokenizer = load_base(settings.base, settings.scratch)
+    checks.sensible(settings.delta, model)
     task = tasks.load_task(settings.task, tokenizer, model.config, settings.data, settings.examples, settings.seed)
     if task.classes:
         model.classify(task.classes)

@@ -34,18 +34,33 @@ def diverging(step, settings):
         raise Diverged(f"{error} at step {step}: lower --lr (it is {settings.lr})") from None
 
 
-def writable(out, needed):
-    """Refuse a folder that cannot take `needed` bytes, before anything is trained for it."""
-    out = Path(out)
+def sensible(delta, model):
+    """Refuse a delta of a hundred times the base's parameters, before memory is taken for it."""
+    size, base = delta.training_formula(model.config), sum(p.numel() for p in model.parameters())
+    if size > 100 * base:
+        raise Refused(f"{delta}: {size:,} parameters, more than a hundred times as many as the base has ({base:,}); "
+                      "choose a smaller size")
+
+
+def writable_file(option, path):
+    """Refuse the name of a file to be written at the end, if that can be seen at the start."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise Refused(f"{option} {path}: {'a folder' if Path(path).is_dir() else 'no regular file'} stands there")
+    writable(Path(path).parent, 0, f"{option} {path}")
+
+
+def writable(out, needed, option=None):
+    """Refuse a folder that cannot take `needed` bytes, before anything is trained for it; `option` named it."""
+    out, option = Path(out), option or f"--out {out}"
     if out.exists() and not out.is_dir():
-        raise Refused(f"--out {out}: a file stands there, not a folder")
+        raise Refused(f"{option}: a file stands there, not a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
-        raise Refused(f"--out {out}: nothing can be written there ({error.strerror})") from None
+        raise Refused(f"{option}: nothing can be written there ({error.strerror})") from None
     if (free := shutil.disk_usage(out).free) < needed:
-        raise Refused(f"--out {out}: {free:,} bytes are free, and this run writes {needed:,}")
+        raise Refused(f"{option}: {free:,} bytes are free, and {needed:,} will be written")
 
 
 class Check:

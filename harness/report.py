@@ -4,6 +4,7 @@ import shlex
 import sys
 import time
 
+from data.files import shown
 from deltas import count
 from harness import boundary
 
@@ -32,9 +33,9 @@ class Progress:
 def setting(settings, task):
     source = "random weights in the shape of " if settings.scratch else ""
     lines = [f"base       {source}{settings.base} on {settings.device}, {settings.dtype}",
-             f"task       {settings.task}: {task.about or 'from ' + str(settings.data)}",
+             f"task       {settings.task}: {shown(task.about or f'from {settings.data}', 500)}",
              f"           {len(task.train):,} train, {len(task.dev):,} dev, {len(task.test):,} test"
-             + (f"; labels {', '.join(task.labels)}" if 0 < len(task.labels) <= 10 else "")]
+             + (f"; labels {', '.join(map(shown, task.labels))}" if 0 < len(task.labels) <= 10 else "")]
     if task.cut:
         lines.append(f"           {task.cut} texts were cut to what the model reads")
     lines.append(f"method     {settings.delta}, {settings.steps} steps of {settings.batch_size} at lr {settings.lr:g}")

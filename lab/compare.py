@@ -11,22 +11,23 @@
 Finished runs are read from results.jsonl. An interruption loses the run under way and nothing else.
 """
 
-import argparse
 import copy
 import csv
 import io
 import shlex
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 
 import train
-from data import tasks
+from data import files, tasks
 from deltas import attach, merge, methods
-from harness.settings import Settings, add_options, chosen, positive, settings_from, value
+from harness.settings import Parser, Settings, add_options, chosen, distinct, positive, settings_from, value
 from lab import linear_probe, pictures
-from lab.runs import Runs, dev, mean, scores, sd, steps_to
+from lab.runs import Runs, check, dev, mean, scores, sd, steps_to
 from lab.timing import side_by_side
+from model import Refused
 
 COLUMNS = ("technique", "family", "trained", "%", "stored B", "score", "± sd", "of full", "ms/step", "MB",
            "to 90 %", "latency", "merged")
@@ -35,6 +36,7 @@ PICTURES = "score-parameters.png", "score-steps.png"
 
 def table(runs, names, sweep, **choice):
     """Rows (a dict a row, keys COLUMNS) of all comparisons; runs what has not been run."""
+    check(runs, plan(runs, names, sweep, **choice))
     full = runs.trial("full", **choice)
     goal = mean(scores(full))
     rows = [plain_row("majority class", full[0]["majority_score"], goal),
@@ -53,6 +55,12 @@ def table(runs, names, sweep, **choice):
             except train.Diverged:
                 rows.append({"technique": label, "family": methods()[name].family, "score": "diverged"})
     return rows + [row("full fine-tuning", full, full)]
+
+
+def plan(runs, names, sweep, **choice):
+    """The Settings of all runs of a table."""
+    return [*runs.plan("full", **choice), *runs.plan("full", scratch=True, **choice),
+            *(one for name in names for values in sweep for one in runs.plan(name, **choice | values))]
 
 
 def plain_row(name, score, goal, spread=None, trained=0):
@@ -91,7 +99,10 @@ def command(record):
     for name, one in given.items():
         if one is None or one == default[name] or name == "device" or name == "task" and given["data"]:
             continue
-        words += [f"--{name}" if one else f"--no-{name}"] if isinstance(one, bool) else [f"--{name}", str(one)]
+        if isinstance(one, bool):
+            words.append(f"--{name}" if one else f"--no-{name}")
+        else:  # a value that begins with a dash would be read as an option
+            words += [f"--{name}={one}"] if str(one).startswith("-") else [f"--{name}", str(one)]
     return shlex.join(words)
 
 
@@ -114,7 +125,7 @@ def latency(runs, record, rounds=20):
         models = {"base": base, "ratio": model}
         try:
             models["merged_ratio"] = merge(copy.deepcopy(model))
-        except ValueError:
+        except Refused:
             pass
         passes = {name: lambda one=one: one(ids, keep, at=targets != -100) for name, one in models.items()}
         return {"merged_ratio": None} | side_by_side(passes, rounds)[1]
@@ -149,7 +160,7 @@ def write_csv(rows, path):
     writer.writeheader()
     writer.writerows(rows)
     new = not path.is_file() or path.read_text(encoding="utf-8") != text.getvalue()
-    path.write_text(text.getvalue(), encoding="utf-8", newline="\n")
+    files.replace(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8", newline="\n"))
     return new
 
 
@@ -157,7 +168,7 @@ def draw(rows, folder):
     """Write score-parameters.png and score-steps.png; says where, or what to install."""
     try:
         figure, axes = pictures.figure()
-    except ImportError as error:
+    except Refused as error:
         return f"no pictures: {error}"
     for one in rows:
         if one.get("trained"):
@@ -184,15 +195,19 @@ def sweep_values(texts):
     for text in texts:
         name, _, values = text.partition("=")
         if not values:
-            raise ValueError(f"--sweep {text}: write field=value,value")
-        found = [one | {name: value(name, v)} for one in found for v in values.split(";" if ";" in values else ",")]
+            raise Refused(f"--sweep {text}: write field=value,value")
+        if name in found[0]:
+            raise Refused(f"--sweep {text}: {name} is swept already")
+        if name in ("base", "task", "data", "seed"):
+            raise Refused(f"--sweep {text}: all rows have one {name}; choose a field of a technique or of training")
+        values = distinct(f"--sweep {name}", [value(name, v) for v in values.split(";" if ";" in values else ",")])
+        found = [one | {name: v} for one in found for v in values]
     return found
 
 
 def main(argv):
     techniques = [name for name in methods() if name != "full"]
-    parser = argparse.ArgumentParser(prog="eval.py compare", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("eval.py compare", __doc__)
     parser.add_argument("--methods", help="names with commas between [all]", default=",".join(techniques))
     parser.add_argument("--seeds", type=positive, default=3, help="how many seeds [3]")
     parser.add_argument("--sweep", nargs="*", default=[], metavar="FIELD=V,V",
@@ -201,13 +216,17 @@ def main(argv):
     parser.add_argument("--out", default="out", help="folder of results.jsonl, the table and the pictures [out]")
     add_options(parser, Settings, without=("lr", "seed", "scratch"))
     args = parser.parse_args(argv)
-    names, choice, out = args.methods.split(","), chosen(args, Settings), Path(args.out)
-    if unknown := [name for name in names if name not in methods()]:
-        raise ValueError(f"--methods {unknown[0]}: choose from {', '.join(methods())}")
-    rows = table(Runs(out, args.seeds), names, sweep_values(args.sweep), **choice)
+    choice, out = chosen(args, Settings), Path(args.out)
+    names, sweep = distinct("--methods", args.methods.split(","), methods()), sweep_values(args.sweep)
+    if twice := sorted(set(sweep[0]) & set(choice)):
+        raise Refused(f"--{twice[0]} {choice[twice[0]]}: --sweep sets {twice[0]} already")
+    for kind in (Settings, *(methods()[name] for name in names)):
+        for values in sweep:  # what is swept is refused as if it had been typed
+            chosen(Namespace(**vars(args) | values), kind)
+    rows = table(Runs(out, args.seeds), names, sweep, **choice)
+    new = write_csv(rows, out / "compare.csv")
     print()
     show(rows)
-    new = write_csv(rows, out / "compare.csv")
     print(f"\ntable: {out / 'compare.csv'}, with the command that repeats each row")
     if not new and (out / PICTURES[-1]).is_file():  # drawing takes longer than all the rest
         return print("pictures: as they were")

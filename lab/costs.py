@@ -13,18 +13,20 @@ among text tokens (4 T d a block forward) and what is done once a step.
 GB is 10⁹ bytes throughout. `--check` compares with what the papers print (lab/papers.py).
 """
 
-import argparse
 import csv
+import io
 import math
 from dataclasses import fields
 
+from data import files
 from deltas import count, matrix_entries, methods
 from fastfood import next_pow2
-from harness.settings import value
+from harness import checks
+from harness.settings import Parser, distinct, value
 from lab import papers
-from lab.sizes import SIZES, T5, attached, size, t5_size
+from lab.sizes import SIZES, T5, attached, base, size, t5_size
 from methods.full import base_size
-from model import Transformer
+from model import Refused, Transformer
 
 TEXT = 512  # tokens, for the FLOPs: a prompt is read with every text
 
@@ -74,6 +76,7 @@ def largest(card, recipe, full):
 def row(name, delta):
     """All that is printed of one technique at one size, as a flat dictionary."""
     config = size(name)
+    checks.sensible(delta, base(config))
     model = attached(config, delta)
     now = count(model)
     held = sum(p.numel() for p in model.parameters())
@@ -190,49 +193,71 @@ def cards_table(cards):
 # ---- the command line ----
 
 def parser():
-    parser = argparse.ArgumentParser(prog="eval.py costs", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", choices=[*SIZES, "all"], default=["all"], metavar="NAME",
+    parser = Parser("eval.py costs", __doc__)
+    parser.add_argument("--model", nargs="+", choices=[*SIZES, "all"], metavar="NAME",
                         help=f"{', '.join(SIZES)} [all]")
-    parser.add_argument("--method", nargs="+", choices=methods(), default=list(methods()), metavar="NAME",
+    parser.add_argument("--method", nargs="+", choices=methods(), metavar="NAME",
                         help=f"{', '.join(methods())} [all]")
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE",
+    parser.add_argument("--set", nargs="+", metavar="FIELD=VALUE",
                         help="fields of the methods that have them, such as rank=8 [as in the papers]")
-    parser.add_argument("--card", nargs="+", type=float, default=[24, 80], metavar="GB",
+    parser.add_argument("--card", nargs="+", type=float, metavar="GB",
                         help="memory of the cards that it should fit on [24 80]")
     parser.add_argument("--csv", metavar="FILE", help="write all numbers as CSV too")
     parser.add_argument("--check", action="store_true", help="the papers' printed numbers next to ours")
     return parser
 
 
-def changes(pairs):
-    """["rank=8"] -> {"rank": 8}; every field must belong to some technique."""
-    known, found = {f.name for kind in methods().values() for f in fields(kind)}, {}
+def changes(pairs, names):
+    """["rank=8"] -> {"rank": 8}; every field must belong to one of the techniques `names`."""
+    known, found = {f.name for method in names for f in fields(methods()[method])}, {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if name not in known or not equals:
-            raise ValueError(f"--set {pair}: write FIELD=VALUE, the field one of {', '.join(sorted(known))}")
+            raise Refused(f"--set {pair}: write FIELD=VALUE, the field one of "
+                          f"{', '.join(sorted(known)) or 'none: these methods have no fields'}")
+        if name in found:
+            raise Refused(f"--set {pair}: {name} is set already")
         found[name] = value(name, text)
     return found
 
 
 def main(argv):
     args = parser().parse_args(argv)
+    if args.csv:
+        checks.writable_file("--csv", args.csv)
     if args.check:
+        if void := [name for name in ("model", "method", "set", "card") if getattr(args, name) is not None]:
+            raise Refused(f"--check and --{void[0]}: the papers' numbers have settings of their own; name one of them")
         found = papers.rows()
         print("\n".join(papers.table(found)))
         rows = papers.plain(found)
     else:
-        names, rows = list(SIZES) if "all" in args.model else args.model, []
-        deltas = [in_paper(methods()[method], changes(args.set)) for method in args.method]
-        for name in names:
-            new = [row(name, delta) for delta in deltas]
-            print("\n".join([*counts_table(name, new), "", *costs_table(name, new, args.card), "", ""]), flush=True)
-            rows += new
-        print("\n".join([ASSUMPTIONS, "", "", *cards_table(args.card), "", "", *projection_table(names), "", "",
-                         *t5_table()]))
+        rows = printed(*asked(args))
     if args.csv:
-        with open(args.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+        files.replace(args.csv, lambda part: part.write_text(text.getvalue(), encoding="utf-8", newline=""))
+
+
+def asked(args):
+    """(names of models, techniques, GB of cards) of a command line."""
+    names = distinct("--model", args.model or ["all"])
+    kinds, cards = distinct("--method", args.method or list(methods())), distinct("--card", args.card or [24.0, 80.0])
+    if unfit := [card for card in cards if not 0 < card < math.inf]:
+        raise Refused(f"--card {unfit[0]:g}: the memory of a card is a number of GB above 0")
+    changed = changes(args.set or [], kinds)
+    return list(SIZES) if "all" in names else names, [in_paper(methods()[kind], changed) for kind in kinds], cards
+
+
+def printed(names, deltas, cards):
+    """Print all tables; the rows."""
+    rows = []
+    for name in names:
+        new = [row(name, delta) for delta in deltas]
+        print("\n".join([*counts_table(name, new), "", *costs_table(name, new, cards), "", ""]), flush=True)
+        rows += new
+    print("\n".join([ASSUMPTIONS, "", "", *cards_table(cards), "", "", *projection_table(names), "", "",
+                     *t5_table()]))
+    return rows

@@ -10,13 +10,14 @@ does not. Several bases or tasks make "larger model, smaller d90" and "harder ta
     python eval.py d90 --bases gpt-xs,gpt-s,gpt-m --tasks sentiment,rating
 """
 
-import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from deltas import methods
-from harness.settings import Settings, add_options, chosen, positive, several
+from harness.settings import Parser, Settings, add_options, chosen, distinct, positive, several
 from lab import pictures
-from lab.runs import Runs, dev, sd
+from lab.runs import Runs, check, dev, sd
+from model import Refused
 
 GRID = tuple(2**k for k in range(2, 13))         # 4 to 4096
 
@@ -46,6 +47,14 @@ def bracket(reached, target, grid=GRID):
     return (grid[low] if low >= 0 else None), (grid[high] if high < len(grid) else None)
 
 
+def plan(runs, grid, rates, **choice):
+    """The Settings of all runs that a measurement may need, of subspaces the first seed's."""
+    own = {f.name for f in fields(methods()["intrinsic"])}
+    full = {name: value for name, value in choice.items() if name not in own}
+    return [*runs.plan("full", **full), *(one for d in grid for one in runs.plan_tuned(
+        "intrinsic", rates, seeded=("projection_seed",), dim=d, **choice))]
+
+
 def measure(runs, grid=GRID, rates=None, per_layer=False, projection="fastfood", **choice):
     """Everything about one base and task: {full, chance, targets, brackets, curve: {d: (mean, sd)}, D}.
 
@@ -53,7 +62,9 @@ def measure(runs, grid=GRID, rates=None, per_layer=False, projection="fastfood",
     """
     full, curve = runs.trial("full", **choice | {"scratch": False}), {}
     goal, chance = dev(full), full[0]["majority_score"]
-    grid = [d for d in grid if d <= full[0]["base_params"]]
+    D = full[0]["base_params"]
+    if not (grid := [d for d in grid if d <= D]):
+        raise Refused(f"no d of the grid is at most D = {D:,}")
 
     def reached(d):
         records = at(runs, d, rates, per_layer=per_layer, projection=projection, **choice)
@@ -63,7 +74,7 @@ def measure(runs, grid=GRID, rates=None, per_layer=False, projection="fastfood",
     targets = {"raw": 0.9 * goal, "above chance": chance + 0.9 * (goal - chance)}
     brackets = {name: bracket(reached, target, grid) for name, target in targets.items()}
     return {"full": goal, "chance": chance, "targets": targets, "brackets": brackets,
-            "curve": dict(sorted(curve.items())), "D": full[0]["base_params"]}
+            "curve": dict(sorted(curve.items())), "D": D}
 
 
 def show(name, found):
@@ -82,7 +93,7 @@ def picture(found, path):
     """Draw score against d, a curve for each base and task; says where, or what to install."""
     try:
         figure, axes = pictures.figure()
-    except ImportError as error:
+    except Refused as error:
         return f"no picture: {error}"
     for name, one in found.items():
         line = axes.errorbar(list(one["curve"]), [s for s, _ in one["curve"].values()],
@@ -99,13 +110,11 @@ def picture(found, path):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="eval.py d90", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser, rates = Parser("eval.py d90", __doc__), methods()["intrinsic"].rates
     parser.add_argument("--bases", default="gpt-s", help="bases with commas between, checkpoints too [gpt-s]")
-    parser.add_argument("--tasks", default="rating", help="tasks with commas between [rating]")
-    parser.add_argument("--grid", type=several(positive), default=GRID, metavar="D,D,...",
-                        help=f"the dimensions to choose from [{','.join(map(str, GRID))}]")
-    rates = methods()["intrinsic"].rates
+    parser.add_argument("--tasks", help="tasks with commas between [rating]")
+    parser.add_argument("--grid", type=several(positive), metavar="D,D,...",
+                        help=f"the dimensions to choose from [{','.join(map(str, GRID))}; with --per-layer from 32 on]")
     parser.add_argument("--rates", type=several(float), default=rates, metavar="LR,LR,...",
                         help=f"learning rates to try at each d [{','.join(map(str, rates))}]")
     parser.add_argument("--examples", type=positive, help="training examples [1000; of your own data: all]")
@@ -114,13 +123,20 @@ def main(argv):
     add_options(parser, methods()["intrinsic"], without=("dim", "projection_seed"))
     add_options(parser, Settings, without=("base", "task", "examples", "lr", "seed", "scratch"))
     args = parser.parse_args(argv)
+    if args.data is not None and args.tasks is not None:
+        raise Refused(f"--tasks {args.tasks} and --data {args.data}: name one of them")
     choice = {"examples": 1000 if args.data is None else None} | chosen(args, Settings)
     choice |= chosen(args, methods()["intrinsic"])
+    tasks = [Path(args.data).resolve().name] if args.data else distinct("--tasks", (args.tasks or "rating").split(","))
+    bases = distinct("--bases", args.bases.split(","))
+    named = {(base, task): {"base": base} | ({} if args.data else {"task": task}) for task in tasks for base in bases}
+    grid = sorted(distinct("--grid", args.grid or [d for d in GRID if d >= 32 or not args.per_layer]))
     found, runs = {}, Runs(args.out, args.seeds)
-    for task in args.tasks.split(",") if args.data is None else [None]:
-        for base in args.bases.split(","):
-            named = choice if task is None else {"task": task} | choice
-            name = f"{Path(base).name} on {task or Path(args.data).name}"
-            found[name] = measure(runs, sorted(args.grid), args.rates, base=base, **named)
-            show(name, found[name])
+    check(runs, [one for where in named.values() for one in plan(
+        runs, grid if args.grid else grid[:1], distinct("--rates", args.rates), **choice | where)])
+    same = len({Path(base).name for base in bases}) < len(bases)  # two folders with one name are told apart by the path
+    for (base, task), where in named.items():
+        name = f"{base if same else Path(base).name} on {task}"
+        found[name] = measure(runs, grid, args.rates, **choice | where)
+        show(name, found[name])
     print(picture(found, Path(args.out) / "d90.png"))

@@ -26,7 +26,7 @@ def fitted(settings):
     torch.manual_seed(settings.seed)
     model, tokenizer, task = train.prepare(settings)
     train_x, train_y = states(model, task, task.train, tokenizer.pad)
-    centre, scale = train_x.mean(0), train_x.std(0) + 1e-6
+    centre, scale = train_x.mean(0), train_x.std(0, correction=min(1, len(train_x) - 1)) + 1e-6
     best = None
     for penalty in (1e-4, 1e-3, 1e-2, 1e-1):
         layer = fit((train_x - centre) / scale, train_y, len(task.labels), penalty)

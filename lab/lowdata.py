@@ -4,11 +4,9 @@ Both write the same task (describe) from n examples, n = 20 to 500, over seeds t
 keep the step that is best on dev, and both have their learning rate picked on dev.
 """
 
-import argparse
-
 from deltas import methods
-from harness.settings import Settings, add_options, chosen, positive, several
-from lab.runs import Runs, dev, interval, mean, scores
+from harness.settings import Parser, Settings, add_options, chosen, distinct, positive, several
+from lab.runs import Runs, check, dev, interval, mean, scores
 
 SIZES = (20, 50, 100, 200, 500)
 
@@ -25,22 +23,21 @@ def difference(found, n, first="prefix", second="full"):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="eval.py lowdata", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("eval.py lowdata", __doc__)
     parser.add_argument("--methods", default="prefix,full", help="names with commas between [prefix,full]")
     parser.add_argument("--sizes", type=several(positive), default=SIZES, metavar="N,N,...",
                         help=f"numbers of training examples [{','.join(map(str, SIZES))}]")
     parser.add_argument("--seeds", type=positive, default=3, help="how many seeds [3]")
     parser.add_argument("--out", default="out", help="folder of results.jsonl [out]")
-    parser.add_argument("--task", default="describe", help="what is learned from few examples [describe]")
+    parser.add_argument("--task", help="what is learned from few examples [describe]")
     add_options(parser, Settings, without=("task", "lr", "seed", "scratch", "examples"))
     args = parser.parse_args(argv)
-    names = args.methods.split(",")
-    if unknown := [name for name in names if name not in methods()]:
-        raise ValueError(f"--methods {unknown[0]}: choose from {', '.join(methods())}")
-    found = table(Runs(args.out, args.seeds), names, args.sizes, **chosen(args, Settings))
+    names, sizes = distinct("--methods", args.methods.split(","), methods()), distinct("--sizes", args.sizes)
+    choice, runs = {"task": "describe"} | chosen(args, Settings), Runs(args.out, args.seeds)
+    check(runs, [one for n in sizes for name in names for one in runs.plan_tuned(name, examples=n, **choice)])
+    found = table(runs, names, sizes, **choice)
     print(f"\n{'examples':>9}" + "".join(f"{name:>20}" for name in names))
-    for n in args.sizes:
+    for n in sizes:
         cells = [f"{mean(scores(found[name, n])):.1f} (word {dev(found[name, n]):.1f})" for name in names]
         print(f"{n:>9}" + "".join(f"{cell:>20}" for cell in cells))
         if {"prefix", "full"} <= set(names):

@@ -7,15 +7,16 @@
 The base stays frozen in all three; only what stands before the text is chosen.
 """
 
-import argparse
+import functools
 from dataclasses import replace
 
 import torch
 
 import train
 from data import tasks
-from harness.settings import Settings, add_options, chosen, positive, settings_of
-from lab.runs import Runs, mean, scores, sd
+from harness.settings import Parser, Settings, add_options, chosen, positive, settings_of
+from lab.runs import Runs, check, mean, scores, sd
+from model import Refused
 
 
 def in_front(example, words, config):
@@ -49,12 +50,41 @@ def search(model, task, pad, length, candidates, seed):
     return list(min(found, key=found.get))
 
 
+def askable(settings, model, tokenizer, task, length):
+    """Refuse a task whose answers no prompt can ask for, or whose texts have no room for one."""
+    if not task.metric:
+        raise Refused(f"--task {settings.task}: pretraining has no score; choose another task")
+    if task.classes:
+        raise Refused(f"--data {settings.data}: a new Classifier answers here, which no words can ask; a template.json "
+                      "with label words lets the LM head answer, if the base has one")
+    with_room(settings, model, tokenizer, task, length)
+
+
+def with_room(settings, model, tokenizer, task, length):
+    """The task, its texts cut where `length` words in front would make them longer than the model reads."""
+    n_ctx = model.config.n_ctx
+    if max(len(e.ids) for e in task.train + task.dev + task.test) + length <= n_ctx:
+        return task
+    if length > n_ctx // 2:
+        raise Refused(f"--length {length}: this model reads {n_ctx} tokens, and the longest text needs the room; "
+                      f"choose at most {n_ctx // 2}")
+    try:
+        shorter = replace(model.config, n_ctx=n_ctx - length)
+        return tasks.load_task(settings.task, tokenizer, shorter, settings.data, settings.examples, settings.seed)
+    except Refused as error:
+        raise Refused(f"--length {length}: {error}, {length} of {n_ctx} being words in front") from None
+
+
 def discrete(runs, length, candidates, seed, **choice):
     """The record of a search: its words and their score on test."""
     settings = settings_of("full", seed=seed, **choice)
 
     def measure():
         model, tokenizer, task = train.prepare(settings)
+        shorter = with_room(settings, model, tokenizer, task, length)
+        if shorter.cut > task.cut:
+            runs.say(f"            {shorter.cut} texts are cut, so that {length} words fit in front")
+        task = shorter
         words = search(model, task, tokenizer.pad, length, candidates, seed)
         shown = [in_front(e, words, model.config) for e in task.reported]
         score = tasks.score(task, shown, tasks.predictions(model, task, shown, tokenizer))
@@ -73,15 +103,16 @@ def stages(runs, length=8, candidates=50, **choice):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="eval.py prompts", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("eval.py prompts", __doc__)
     parser.add_argument("--length", type=positive, default=8, help="P, prompt tokens [8]")
     parser.add_argument("--candidates", type=positive, default=50, help="tokens tried at each place [50]")
     parser.add_argument("--seeds", type=positive, default=3, help="how many seeds [3]")
     parser.add_argument("--out", default="out", help="folder of results.jsonl [out]")
     add_options(parser, Settings, without=("lr", "seed", "scratch", "steps", "epochs", "batch_size", "dtype"))
     args = parser.parse_args(argv)
-    found = stages(Runs(args.out, args.seeds), args.length, args.candidates, **chosen(args, Settings))
+    runs, choice = Runs(args.out, args.seeds), chosen(args, Settings)
+    check(runs, runs.plan("prompt", length=args.length, **choice), functools.partial(askable, length=args.length))
+    found = stages(runs, args.length, args.candidates, **choice)
     print(f"\n{'stage':<14}{'score':>7}{'± sd':>7}\n{'manual':<14}{found['manual']:7.1f}")
     for stage in ("discrete", "continuous"):
         print(f"{stage:<14}{mean(scores(found[stage])):7.1f}{sd(scores(found[stage])):7.1f}")

@@ -6,17 +6,23 @@
     runs.kept("energy", measure, file="...")             -> what measure() returned, once
 """
 
+import copy
 import functools
 import math
 import time
 from pathlib import Path
 
 import train
-from deltas import methods
-from harness import report, results
+from deltas import attach, methods
+from harness import checks, report, results
 from harness.settings import settings_of
+from lab.sizes import attached
+from model import Refused
 
 T_975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # Student's t
+
+
+MOST_SEEDS = 1000
 
 
 class NotRun(Exception):
@@ -30,14 +36,19 @@ class Runs:
     """
 
     def __init__(self, out="out", seeds=3, say=print, until=math.inf, **always):
+        if seeds > MOST_SEEDS:
+            raise Refused(f"--seeds {seeds}: {MOST_SEEDS:,} at most")
         self.out, self.seeds, self.say, self.until = Path(out), tuple(range(seeds)), say, until
         self.always = always
 
-    def trial(self, method, seeds=None, seeded=(), **choice):
-        """One record a seed. The fields named in `seeded` take the seed's own number."""
-        choice = choice | self.always
-        return [self.one(settings_of(method, seed=seed, **choice | dict.fromkeys(seeded, seed)), choice)
+    def plan(self, method, seeds=None, seeded=(), **choice):
+        """The Settings of a trial, one a seed. The fields named in `seeded` take the seed's own number."""
+        return [settings_of(method, seed=seed, **choice | self.always | dict.fromkeys(seeded, seed))
                 for seed in (self.seeds if seeds is None else seeds)]
+
+    def trial(self, method, seeds=None, seeded=(), **choice):
+        """One record a seed, of the runs that `plan` has."""
+        return [self.one(settings, choice | self.always) for settings in self.plan(method, seeds, seeded, **choice)]
 
     def one(self, settings, choice):
         begun = []
@@ -51,6 +62,11 @@ class Runs:
             self.say(f"{settings.delta.name:<11} seed {settings.seed}  {shown:<40} {record['score']:6.1f}   "
                      f"{time.time() - begun[0]:5.1f} s")
         return record
+
+    def plan_tuned(self, method, rates=None, seeded=(), **choice):
+        """The Settings that `tuned` begins with: every rate, the first seed."""
+        return [one for lr in rates or methods()[method].rates
+                for one in self.plan(method, self.seeds[:1], seeded, lr=lr, **choice)]
 
     def tuned(self, method, rates=None, seeds=None, **choice):
         """All seeds at the learning rate of `rates` (or the technique's) with the best dev score of the first seed.
@@ -81,6 +97,34 @@ class Runs:
         """Raise NotRun unless something new may be started."""
         if time.time() >= self.until:
             raise NotRun(what)
+
+
+def check(runs, plan, fits=lambda settings, model, tokenizer, task: None):
+    """Refuse, before anything trains, what one of the runs in `plan` (Settings) would be refused for.
+
+    Base and task are loaded, every technique is attached; then `fits` may refuse as well. What is kept already is
+    not looked at again: if all is, nothing is loaded.
+    """
+    kept = [(record.get("settings"), record.get("content")) for record in results.read(runs.out)]
+    new = [settings for settings in plan if results.find_by(settings.key, train.run_once) not in kept]
+    groups, needed = {}, 0
+    for settings in new:
+        groups.setdefault((settings.base, settings.data, settings.task), []).append(settings)
+    for group in groups.values():
+        widest = max(group, key=lambda one: (not one.scratch, one.examples or math.inf))
+        model, tokenizer, task = train.prepare(widest)
+        if widest.examples and widest.examples > len(task.train):
+            raise Refused(f"examples={widest.examples}: {widest.data} has {len(task.train):,} to train on")
+        for settings in {repr(one.delta): one for one in group if one.seed == group[0].seed}.values():
+            delta = settings.delta.for_task(task)
+            checks.sensible(delta, model)
+            if settings.shipped:
+                attach(delta, copy.deepcopy(model))
+            else:  # a large copy would take longer than a first use of the meta device
+                attached(model.config, delta)
+        needed += sum(4 * one.delta.training_formula(model.config) for one in group)
+        fits(widest, model, tokenizer, task)
+    checks.writable(runs.out, needed)
 
 
 def mean(values):

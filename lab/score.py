@@ -1,40 +1,81 @@
 """`eval.py score FILE`: rebuild base and delta from a saved file, score them, and show some answers."""
 
-import argparse
 import copy
+from dataclasses import fields
+from os.path import isdir
 from pathlib import Path
 
 import torch
 
+import train
 from data import tasks
-from data.bases import load_base
-from deltas import load, merge, read
+from data.bases import SHAPES
+from data.files import field, shown
+from deltas import load, merge, methods, read
 from harness import results
+from harness.settings import Parser, Settings
+from model import Refused
+
+LONGEST = 2000  # characters of a text that is shown
+
+def settings_of(path, **now):
+    """The Settings of the run that saved a delta file; now: `base` and `data`, folders that have moved, or None."""
+    content = read(path)
+    where, notes = folders(path, content), content["notes"]
+    for name, given in now.items():
+        if given is not None and given not in SHAPES and not isdir(given):
+            raise Refused(f"--{name} {shown(given)}: no such folder")
+        where[name] = where[name] if given is None else given
+        if where[name] is not None and where[name] not in SHAPES and not isdir(where[name]):
+            raise Refused(f"{path}: its {name}, {shown(where[name])}, is not here; --{name} DIR says where it is now")
+    mine = {f.name: notes[f.name] for f in fields(Settings) if f.name in notes and f.name not in ("delta", "device")}
+    try:
+        return Settings(methods()[content["method"]](**content["settings"]), **mine | where)
+    except Refused as error:
+        raise Refused(f"{path}: {error}") from None
 
 
-def rebuild(path, base=None):
-    """(model, tokenizer, task) of a delta file; `base` where the checkpoint has moved to another folder."""
-    notes = read(path)["notes"]
-    where = folders(path, notes)
-    torch.manual_seed(notes["seed"])  # so that a run from scratch starts from the same random weights again
-    model, tokenizer = load_base(base or where["base"], notes["scratch"])
-    task = tasks.load_task(notes["task"], tokenizer, model.config, where["data"], notes["examples"], notes["seed"])
-    return load(path, model).eval(), tokenizer, task
+def folders(path, content):
+    """{"base", "data"} of a delta file: it has the names only, results.jsonl beside it the folders.
 
-
-def folders(path, notes):
-    """Where base and data of a delta file are: the file has names only, results.jsonl beside it the folders."""
+    What is elsewhere is the name in angle brackets, which is no folder's. An older file, of format 1, has the
+    folders itself.
+    """
+    notes = content["notes"]
+    found = {"base": field(notes, "base", str, path), "data": notes.get("data") and field(notes, "data", str, path)}
     for record in reversed(results.read(Path(path).parent)):
-        if record.get("file") == Path(path).name and "where" in record:
-            return record["where"]
-    return {"base": notes["base"], "data": notes["data"]}
+        where = record.get("where")
+        if record.get("file") == Path(path).name and isinstance(where, dict) and isinstance(where.get("base"), str):
+            return {"base": where["base"], "data": where.get("data") and str(where["data"])}
+    known = content["format"] == 1
+    return {name: value if value is None or known or value in SHAPES else f"<{value}>" for name, value in found.items()}
+
+
+def rebuild(path, settings=None):
+    """(model, tokenizer, task) of a delta file, in the precision of its run."""
+    settings = settings or settings_of(path, base=None, data=None)
+    torch.manual_seed(settings.seed)  # so that a run from scratch starts from the same random weights again
+    model, tokenizer, task = train.prepare(settings)
+    same(path, task)
+    model = load(path, model).eval()
+    train.to_precision(model, settings.dtype)
+    return model, tokenizer, task
+
+
+def same(path, task):
+    """Refuse a task whose labels, or their words, are not those that the delta in the file was trained on."""
+    notes = read(path)["notes"]
+    for name, here, what in (("labels", task.labels, "labels"), ("label_words", task.words, "tokens of label words")):
+        if name in notes and notes[name] != here:
+            raise Refused(f"{path}: trained on the {what} {shown(notes[name])}; the task here has {shown(here)}")
 
 
 @torch.no_grad()
 def apart(model, merged, task, pad):
     """The largest difference of two models' logits on 64 examples."""
-    worst = 0.0
-    for _, ids, keep, _ in tasks.batches(task.reported[:64], 32, pad):
+    worst, device = 0.0, next(model.parameters()).device
+    for _, *batch in tasks.batches(task.reported[:64], 32, pad):
+        ids, keep, _ = (t.to(device) for t in batch)
         difference = (model(ids, keep) - merged(ids, keep)).abs()[keep]
         worst = max(worst, difference.max().item())
     return worst
@@ -53,33 +94,40 @@ def bleu(examples, predicted):
 
 def show(examples, predicted, number):
     for example, answer in list(zip(examples, predicted))[:number]:
-        mark = "=" if answer in example.answers else "x"
-        print(f"\n  text      {example.text}\n  wanted    {example.answers[0]}\n  answered  {answer}   {mark}")
+        mark, lines = "=" if answer in example.answers else "x", (example.text, example.answers[0], answer)
+        text, wanted, answered = (shown(line, LONGEST) for line in lines)  # from outside: no control characters
+        print(f"\n  text      {text}\n  wanted    {wanted}\n  answered  {answered}   {mark}")
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="eval.py score", description=__doc__)
+    parser = Parser("eval.py score", __doc__)
     parser.add_argument("file", metavar="FILE", help="a delta that train.py has saved")
     parser.add_argument("--split", choices=("dev", "test"), help="[test, or dev where there is no test]")
-    parser.add_argument("--base", help="the checkpoint's folder, if it has moved")
+    parser.add_argument("--base", help="the checkpoint's folder, if it has moved", metavar="DIR")
+    parser.add_argument("--data", help="the folder of the data, if it has moved", metavar="DIR")
     parser.add_argument("--merge", action="store_true",
                         help="fold the delta into the weights first, and say how far the logits move")
     parser.add_argument("--show", type=int, default=4, help="how many examples to show [4]")
     args = parser.parse_args(argv)
-    model, tokenizer, task = rebuild(args.file, args.base)
+    if args.show < 0:
+        raise Refused(f"--show {args.show}: a number of examples, 0 or more")
+    settings = settings_of(args.file, base=args.base, data=args.data)
+    model, tokenizer, task = rebuild(args.file, settings)
     if not task.metric:
-        raise ValueError(f"{args.file}: pretraining has no score; `python -m data.bases keep` probes what it learned")
+        raise Refused(f"{args.file}: pretraining has no score; `python -m data.bases keep` probes what it learned")
     split = args.split or ("test" if task.test else "dev")
     examples = getattr(task, split)
     if not examples:
-        raise ValueError(f"--split {split}: this task has no such file")
-    print(f"file       {args.file}, {Path(args.file).stat().st_size:,} bytes\nmethod     {model.delta}")
+        raise Refused(f"--split {split}: this task has no such file")
+    print(f"file       {shown(args.file, LONGEST)}, {Path(args.file).stat().st_size:,} bytes\nmethod     {model.delta}")
     if args.merge:
         merged = merge(copy.deepcopy(model))
-        print(f"merged     the logits of {type(merged).__name__} with plain weights are at most "
-              f"{apart(model, merged, task, tokenizer.pad):.2g} away")
+        with settings.precision():
+            far = apart(model, merged, task, tokenizer.pad)
+        print(f"merged     the logits of {type(merged).__name__} with plain weights are at most {far:.2g} away")
         model = merged
-    predicted = tasks.predictions(model, task, examples, tokenizer)
+    with settings.precision():
+        predicted = tasks.predictions(model, task, examples, tokenizer)
     print(f"score      {tasks.score(task, examples, predicted):.2f} % {task.metric} on {len(examples)} of {split}")
     if not task.labels:
         print(f"           {bleu(examples, predicted)}")

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 
 from deltas import attach, count
-from model import Config, Transformer
+from model import Config, Refused, Transformer
 
 
 def gpt(d, L, H, n_ctx=1024):
@@ -49,7 +49,7 @@ T5 = {"small": (512, 1024, 8, 6), "base": (768, 2048, 12, 12), "large": (1024, 2
 def size(name):
     """The Config of a model in SIZES."""
     if name not in SIZES:
-        raise ValueError(f"model {name!r}: choose from {', '.join(SIZES)}")
+        raise Refused(f"model {name!r}: choose from {', '.join(SIZES)}")
     return SIZES[name]
 
 

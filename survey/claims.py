@@ -10,12 +10,13 @@ Runs are kept in results.jsonl and shared: between claims, with `eval.py compare
 and C37 are measured on a real checkpoint too, once --real-base and --real-data name one and its task.
 """
 
-import argparse
 import math
+import shlex
 import time
-from pathlib import Path
 
-from harness.settings import positive
+from data import files
+from harness import checks
+from harness.settings import Parser, distinct, positive
 from model import Refused
 from survey import adapters, cost, intrinsic, lora, soft, specification  # noqa: F401  (they enter their claims)
 from survey.ledger import CLAIMS, UNRUN, VERDICTS, Entry, in_order, markdown, plain
@@ -66,8 +67,7 @@ def summary(entries):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="eval.py claims", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("eval.py claims", __doc__)
     parser.add_argument("names", nargs="*", metavar="C16", help="run and show these claims")
     parser.add_argument("--run", choices=("quick", "all"), help="run what fits in ten minutes, or everything")
     parser.add_argument("--seeds", type=positive, default=3, help="how many seeds [3]")
@@ -78,10 +78,15 @@ def main(argv):
     args = parser.parse_args(argv)
     names = [name.upper() for name in args.names]
     if unknown := [name for name in names if name not in CLAIMS]:
-        raise Refused(f"{unknown[0]}: the claims are C1 to C{len(CLAIMS)}")
+        raise Refused(f"{files.shown(unknown[0])}: the claims are C1 to C{len(CLAIMS)}")
+    if distinct("claims", names) and args.run:
+        raise Refused(f"{' '.join(names)} and --run {args.run}: name one of them")
     if bool(args.real_base) != bool(args.real_data):
         raise Refused("--real-base and --real-data go together")
     names = {None: names, "all": [claim.name for claim in in_order()], "quick": cheapest(QUICK)}[args.run]
+    checks.writable(args.out, 0)
+    if args.markdown:
+        checks.writable_file("--markdown", args.markdown)
     bench = Bench(args.out, args.seeds, args.real_base and (args.real_base, args.real_data))
     begin = time.time()
     entries = ledger(bench, names, begin + 60 * QUICK if args.run == "quick" else math.inf)
@@ -91,12 +96,13 @@ def main(argv):
     if names:
         print(f"\n{time.time() - begin:.0f} s")
     if args.markdown:
-        Path(args.markdown).write_text(markdown(entries, how(args, entries)), encoding="utf-8")
+        page = markdown(entries, how(args, entries))
+        files.replace(args.markdown, lambda part: part.write_text(page, encoding="utf-8"))
         print(f"wrote {args.markdown}")
 
 
 def how(args, entries):
     short = sum(entry.missing for entry in entries)
-    return (f"Written by `python eval.py claims --markdown {args.markdown}` from the runs of `claims`, "
+    return (f"Written by `python eval.py claims --markdown {shlex.quote(args.markdown)}` from the runs of `claims`, "
             f"`compare`, `d90` and `lowdata` on a CPU, {args.seeds} seeds unless it says one. "
             + (f"{short} entries lack some or all of their runs, and say so." if short else "All are run."))

@@ -20,6 +20,7 @@ its numbers each time the ledger is printed: only finished runs and measurements
 """
 
 import inspect
+import math
 import re
 import textwrap
 from dataclasses import dataclass, field
@@ -111,8 +112,8 @@ def minus(first, second):
 
 
 def share(first, second):
-    """Scores of the first in percent of the second's, paired by seed."""
-    return [100 * a["score"] / b["score"] for a, b in zip(first, second)]
+    """Scores of the first in percent of the second's, paired by seed; NaN, which decides nothing, of zero."""
+    return [100 * a["score"] / b["score"] if b["score"] else math.nan for a, b in zip(first, second)]
 
 
 # ---- printing ----

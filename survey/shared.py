@@ -1,5 +1,6 @@
 """What the claims share: runs that are made once, the tasks they are made on, notes about them, and timings."""
 
+from os.path import isdir
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from data.bases import SHAPES
 from deltas import attach, methods, trainable
 from harness import results
-from lab.runs import NotRun, Runs, dev, mean, scores
+from lab.runs import NotRun, Runs, check, dev, mean, scores
 from lab.timing import side_by_side
 from model import Transformer
 from survey.ledger import above, pm, share
@@ -29,12 +30,26 @@ class Bench(Runs):
     def __init__(self, out="out", seeds=3, real=None, say=print):
         super().__init__(out, seeds, say)
         self.notes = []
+        self.real = self.remembered()  # {"base": folder, "data": folder}
         if real:
-            base, data = (str(Path(folder).resolve()) for folder in real)
-            results.append(out, {"method": "measure", "settings": {"measure": "real checkpoint"},
-                                 "where": {"base": base, "data": data}})
-        named = [r for r in results.read(out) if r.get("settings") == {"measure": "real checkpoint"}]
-        self.real = named[-1]["where"] if named else None  # {"base": folder, "data": folder}
+            found = dict(zip(("base", "data"), (str(Path(folder).resolve()) for folder in real)))
+            check(self, [one for name in ("full", *TECHNIQUES)
+                         for one in self.plan(name, (0,), **on_checkpoint(name, found))])
+            if self.real != found:
+                results.append(out, {"method": "measure", "settings": {"measure": "real checkpoint"}, "where": found})
+            self.real = found
+
+    def remembered(self):
+        """The real checkpoint and its data that results.jsonl names, if these folders are still there."""
+        named = [r.get("where") for r in results.read(self.out) if r.get("settings") == {"measure": "real checkpoint"}]
+        if not named:
+            return None
+        where = named[-1] if isinstance(named[-1], dict) else {}
+        if lost := [name for name in ("base", "data") if not isdir(str(where.get(name)))]:
+            self.say(f"results.jsonl names {where.get(lost[0])} as the real {lost[0]}, which is not there: "
+                     "--real-base and --real-data say where it is")
+            return None
+        return {name: where[name] for name in ("base", "data")}
 
     def note(self, text):
         """Add a sentence with numbers to the entry under way."""
@@ -55,8 +70,7 @@ class Bench(Runs):
         found = {name: [] for name in names}
         for seed in self.seeds:
             try:
-                runs = {name: self.trial(name, (seed,), epochs=2.0, **self.real, **REAL_FIELDS.get(name, {}))
-                        for name in names}
+                runs = {name: self.trial(name, (seed,), **on_checkpoint(name, self.real)) for name in names}
             except NotRun:
                 if seed == self.seeds[0]:
                     raise
@@ -64,6 +78,11 @@ class Bench(Runs):
             for name, records in runs.items():
                 found[name] += records
         return found
+
+
+def on_checkpoint(name, where):
+    """What a technique's runs on the real checkpoint are made with."""
+    return {"epochs": 2.0} | where | REAL_FIELDS.get(name, {})
 
 
 # ---- runs on several tasks ----
