@@ -247,6 +247,9 @@ def test_one_long_row_among_short_ones_is_cut_and_counted(tmp_path):
         long = TSV + "so " * 500 + "\t1\n"
         task = load_task("x", tokenizer, config, folder(tmp_path, train_tsv=long, dev_tsv=TSV))
         assert task.cut == 1 and len(task.train[-1].ids) == config.n_ctx
+        fits = TSV + "so " * (config.n_ctx - len(tokenizer.wrap([]))) + "\t1\n"
+        task = load_task("x", tokenizer, config, folder(tmp_path, train_tsv=fits, dev_tsv=TSV))
+        assert task.cut == 0 and len(task.train[-1].ids) == config.n_ctx, "as long as the model reads"
 
 
 def test_a_hundred_thousand_labels_are_read_in_seconds(tmp_path):
