@@ -82,9 +82,9 @@ def discrete(runs, length, candidates, seed, **choice):
     def measure():
         model, tokenizer, task = train.prepare(settings)
         shorter = with_room(settings, model, tokenizer, task, length)
-        if shorter.cut > task.cut:
-            runs.say(f"            {shorter.cut} texts are cut, so that {length} words fit in front")
-        task = shorter
+        if shorter is not task:
+            task = shorter
+            runs.say(f"            {task.cut:,} texts are cut, so that {length} words in front fit")
         words = search(model, task, tokenizer.pad, length, candidates, seed)
         shown = [in_front(e, words, model.config) for e in task.reported]
         score = tasks.score(task, shown, tasks.predictions(model, task, shown, tokenizer))

@@ -105,7 +105,7 @@ def check(runs, plan, fits=lambda settings, model, tokenizer, task: None):
     Base and task are loaded, every technique is attached; then `fits` may refuse as well. What is kept already is
     not looked at again: if all is, nothing is loaded.
     """
-    kept = [(record.get("settings"), record.get("content")) for record in results.read(runs.out)]
+    kept = [[record.get("settings"), record.get("content")] for record in results.read(runs.out)]
     new = [settings for settings in plan if results.find_by(settings.key, train.run_once) not in kept]
     groups, needed = {}, 0
     for settings in new:

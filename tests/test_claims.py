@@ -11,11 +11,12 @@ import pytest
 import pretend
 import train
 from data.bases import SHAPES
+from harness import results
 from methods.full import base_size
 from model import Refused
 from survey import adapters, claims, cost, intrinsic, lora, shared, soft
 from survey.ledger import (CLAIMS, COUNTS, DEFINES, FAILS, HOLDS, OPEN, PARTS, UNRUN, VERDICTS, WRONG, Entry, above,
-                           below, in_order, markdown, most, plain, pm, together)
+                           below, in_order, markdown, most, plain, pm, share, together)
 from survey.shared import Bench
 from survey.tiny import tiny
 
@@ -362,8 +363,9 @@ def test_a_run_that_diverges_leaves_its_claim_open_and_not_the_ledger_broken(ans
 
 
 @pytest.fixture
-def real(tmp_path):
-    """The folders of a checkpoint and of its task, named from where one stands."""
+def real(tmp_path, monkeypatch):
+    """The folders of a checkpoint and of its task, named from where one stands; here they pass every check."""
+    monkeypatch.setattr(shared, "check", lambda bench, plan: None)
     for name in ("minilm", "sst2"):
         (tmp_path / name).mkdir()
     return tmp_path / "sst2" / ".." / "minilm", tmp_path / "sst2"
@@ -372,8 +374,21 @@ def real(tmp_path):
 def test_a_real_checkpoint_once_named_is_remembered_with_its_whole_path(tmp_path, real):
     assert Bench(tmp_path).real is None
     Bench(tmp_path, real=("elsewhere", "else"))
-    Bench(tmp_path, real=real)
-    assert Bench(tmp_path).real == {"base": str(tmp_path / "minilm"), "data": str(tmp_path / "sst2")}
+    for _ in range(2):
+        Bench(tmp_path, real=real)
+    named = {"base": str(tmp_path / "minilm"), "data": str(tmp_path / "sst2")}
+    assert Bench(tmp_path).real == named and len(results.read(tmp_path)) == 2, "the same twice is one line"
+    (tmp_path / "minilm").rmdir()
+    lines = []
+    assert Bench(tmp_path, say=lines.append).real is None, "it has gone since"
+    assert lines == [f"results.jsonl names {tmp_path / 'minilm'} as the real base, which is not there: --real-base and "
+                     "--real-data say where it is"]
+
+
+def test_a_real_checkpoint_is_read_before_it_is_remembered(tmp_path):
+    with pytest.raises(Refused, match="base '/nope': choose from"):
+        claims.main(["C4", "--real-base", "/nope", "--real-data", "/none", "--out", str(tmp_path)])
+    assert not (tmp_path / "results.jsonl").exists()
 
 
 def test_a_real_checkpoint_is_judged_on_the_seeds_that_have_been_run(answer, real):
@@ -430,10 +445,25 @@ def test_only_a_quick_run_has_an_end_in_time(tmp_path, monkeypatch):
     assert begun == [(1000 + 60 * 10, claims.cheapest(10)), (math.inf, NUMBERS), (math.inf, ["C16", "C21"])]
 
 
-@pytest.mark.parametrize("line, why", [("C45", "C45: the claims are C1 to C44"), ("--real-base minilm", "go together")])
-def test_an_unknown_claim_and_half_a_real_task_are_errors(line, why):
+@pytest.mark.parametrize("line, why", [
+    ("C45", "C45: the claims are C1 to C44"), ("--real-base minilm", "go together"),
+    ("C2 c2", "claims C2,C2: C2 is there twice"), ("C2 --run quick", "C2 and --run quick: name one of them"),
+    ("--markdown FOLDER", "--markdown FOLDER: a folder stands there"),
+    ("--markdown FILE/page.md", "--markdown FILE/page.md: a file stands there"),
+    ("--out FILE", "--out FILE: a file stands there"), ("--seeds 1001", "--seeds 1001: 1,000 at most"),
+])
+def test_what_cannot_be_claimed_or_written_is_named_before_anything_runs(line, why, tmp_path, monkeypatch):
+    (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "FILE").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(claims, "ledger", None)
     with pytest.raises(Refused, match=why):
         claims.main(line.split())
+
+
+def test_where_full_fine_tuning_scores_nothing_a_share_decides_nothing():
+    shares = share([{"score": 50.0}, {"score": 40.0}], [{"score": 0.0}, {"score": 80.0}])
+    assert math.isnan(shares[0]) and shares[1] == 50.0 and above(shares, 95) == OPEN
 
 
 # ---- the page ----

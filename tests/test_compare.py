@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -19,8 +20,8 @@ from data.bases import SHAPES
 from harness import results
 from harness.settings import arguments, settings_of, settings_typed
 from lab import compare, linear_probe, pictures
-from lab.runs import Runs
-from model import Transformer
+from lab.runs import Runs, check
+from model import Refused, Transformer
 from tiny import GPT, stirred
 
 ROOT = Path(__file__).parents[1]
@@ -84,11 +85,12 @@ def test_a_plain_row_has_a_score_and_no_cost():
 
 def test_the_command_of_a_row_reads_back_as_the_same_run(dishes, tmp_path):
     (tmp_path / "model").mkdir()
-    for method, choice in (
+    odd = shutil.copytree(dishes, tmp_path / "a 'b'; touch HACKED $(date)")
+    for method, choice in (("bitfit", {"data": str(odd)}),
             ("lora", {"rank": 1, "alpha": 0.0, "lr": 0.5, "seed": 3}), ("full", {"scratch": True, "base": "gpt-xs"}),
             ("intrinsic", {"dim": 64, "per_layer": True, "examples": 50}), ("prefix", {"mlp": False, "steps": 7}),
             ("bitfit", {"epochs": 2.5}), ("prompt", {"data": str(dishes), "dtype": "bfloat16"}),
-            ("lora", {"base": str(tmp_path / "model")}),
+            ("lora", {"base": str(tmp_path / "model")}), ("lora", {"alpha": -1e-5, "seed": -3}),
             ("lora", {"base": str(tmp_path / "model"), "lr": settings_of("lora").lr})):
         made = settings_of(method, **choice)
         line = compare.command({"method": method, "settings": made.plain, "where": made.where})
@@ -165,15 +167,72 @@ def test_a_sweep_is_every_combination_of_its_values():
     assert compare.sweep_values([]) == [{}]
 
 
-def test_what_cannot_be_compared_is_named(capsys):
-    for words, why in ((["--sweep", "lr"], "--sweep lr: write field=value"),
-                       (["--sweep", "rank=2.5"], "rank=2.5: rank is a whole number"),
-                       (["--methods", "lora,magic"], "--methods magic: choose from full, ")):
-        with pytest.raises(ValueError, match=why):
-            compare.main(words)
-    with pytest.raises(SystemExit):
-        compare.main(["--seeds", "0"])
-    assert "'0' is not a whole number" in capsys.readouterr().err
+REFUSED = {
+    "--sweep lr": "--sweep lr: write field=value",
+    "--sweep rank=2.5": "rank=2.5: rank is a whole number",
+    "--sweep rank=2 rank=4": "--sweep rank=4: rank is swept already",
+    "--sweep rank=2,2": "--sweep rank 2,2: 2 is there twice",
+    "--sweep task=claim": "--sweep task=claim: all rows have one task",
+    "--sweep steps=2,3 --steps 4": "--steps 4: --sweep sets steps already",
+    "--sweep epochs=1,2 --steps 4": "--epochs 1.0 and --steps 4: name one of them",
+    "--methods prompt --sweep words=7": "--words 7: it is only read with init=labels",
+    "--methods lora,magic": "--methods magic: choose from full, ",
+    "--methods lora,,bitfit": "--methods lora,,bitfit: an empty entry",
+    "--methods lora,lora": "--methods lora,lora: lora is there twice",
+    "--methods lora --methods bitfit": "--methods: this option is there twice",
+    "--methods =": "--methods =: choose from",
+    "--methods=": "methods '': an empty text is no value",
+    "--seeds 0": "'0' is not a whole number",
+    "--seeds 1000000000": "--seeds 1000000000: 1,000 at most",
+    "--base nope": "base 'nope': choose from gpt-xs",
+    "--methods bitfit,last_layer --sweep k=3": "bitfit has no 'k'",
+    "--methods last_layer --sweep k=1,3": "k=3: this model has 2 blocks",
+    "--methods lora --sweep rank=4,1000000000": r"LoRA\(rank=1000000000, .*more than a hundred times .* \(110,498\)",
+    "--methods lora --sweep lr=1e-3,nan": "lr=nan: choose a finite number",
+    "--task claim": "--task claim and --data|--data .* and --task claim",
+    "--examples 17": "examples=17: .* has 16 to train on",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_compared_is_named_before_anything_trains(words, dishes, tmp_path, monkeypatch):
+    def run(*_):
+        pytest.fail("a run has begun")
+    monkeypatch.setattr(compare.train, "run", run)
+    given = ["--out", str(tmp_path)] + ["--data", str(dishes)] * (words != "--base nope")
+    given += ["--base", "gpt-xs"] * ("--base" not in words)
+    with pytest.raises(Refused, match=REFUSED[words]):
+        compare.main([*words.split(), *given])
+    assert not results.read(tmp_path)
+
+
+def test_the_folder_is_tried_before_anything_trains(dishes, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare.train, "run", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match="file: a file stands there, not a folder"):
+        compare.main(command(dishes, tmp_path / "file"))
+
+
+def test_where_everything_is_kept_nothing_is_loaded(dishes, tmp_path, monkeypatch):
+    pretend.training(monkeypatch, lambda s: (80.0, 50.0))
+    runs = Runs(tmp_path, 2, str)
+    choice = {"base": "gpt-xs", "data": str(dishes), "steps": 6}
+    for method in ("full", "lora"):
+        runs.trial(method, **choice)
+    monkeypatch.setattr(compare.train, "prepare", None)
+    check(runs, [*runs.plan("full", **choice), *runs.plan("lora", **choice)])
+    with pytest.raises(TypeError):
+        check(runs, runs.plan("bitfit", **choice))
+
+
+def test_a_table_where_full_fine_tuning_scores_nothing_and_one_from_a_single_example(dishes, tmp_path, monkeypatch):
+    """No share of 0, and a probe of one example knows its label alone."""
+    pretend.training(monkeypatch, lambda s: (0.0, 0.0))
+    monkeypatch.setattr(compare, "latency", lambda runs, record: None)
+    rows = compare.table(Runs(tmp_path, 1, str), ["lora"], [{}], base="gpt-xs", data=str(dishes), examples=1)
+    assert [row["of full"] for row in rows] == [None] * 6
+    assert next(row for row in rows if row["technique"] == "linear probe")["score"] == 50.0
+    compare.show(rows)
 
 
 def test_every_technique_stands_beside_full_fine_tuning(dishes, tmp_path, capsys, monkeypatch):

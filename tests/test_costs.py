@@ -19,7 +19,7 @@ from methods.last_layer import LastLayer
 from methods.lora import LoRA
 from methods.prefix import Prefix
 from methods.prompt import Prompt
-from model import Transformer
+from model import Refused, Transformer
 
 THREE = replace(GPT, n_layer=3, lm_head="none")  # its matrices have 3 (4 x 12 x 12 + 2 x 12 x 20) = 3168 entries
 
@@ -114,10 +114,31 @@ def test_training_a_delta_saves_a_third_of_the_flops_and_training_the_last_quart
 # ---- the command ----
 
 def test_an_unknown_model_or_field_is_named_with_what_would_be_right():
-    with pytest.raises(ValueError, match="'gpt5': choose from gpt2"):
+    with pytest.raises(Refused, match="'gpt5': choose from gpt2"):
         costs.size("gpt5")
-    with pytest.raises(ValueError, match="--set rnk=8: write FIELD=VALUE, the field one of .*rank"):
-        costs.changes(["rnk=8"])
+    with pytest.raises(Refused, match="--set rnk=8: write FIELD=VALUE, the field one of .*rank"):
+        costs.changes(["rnk=8"], ["lora"])
+
+
+@pytest.mark.parametrize("line, why", [
+    *((f"--card 24 {card}", f"--card {card}: the memory of a card is a number of GB above 0")
+      for card in ("nan", "inf", "0", "-1")),
+    ("--set rank=1" + 30 * "0", "more than a hundred times as many as the base has"),
+    ("--set alpha=nan", "alpha=nan: choose a finite number"), ("--set rank", "--set rank: write FIELD=VALUE"),
+    ("--set rank=4 rank=8", "--set rank=8: rank is set already"),
+    ("--method lora --set length=5", "--set length=5: .*alpha, rank, targets"),
+    ("--set rank=", "rank=: rank is a whole"),
+    ("--model gpt2 gpt2", "--model gpt2,gpt2: gpt2 is there twice"), ("--model gpt2 --model t5", "twice|'t5'"),
+    ("--method lora lora", "--method lora,lora: lora is there twice"), ("--csv", "expected one argument"),
+    ("--check --model gpt2", "--check and --model: .* name one of them"),
+    ("--csv FOLDER", "--csv FOLDER: a folder stands there"), ("--csv=", "csv '': an empty text is no value"),
+])
+def test_what_costs_cannot_count_is_named_and_nothing_is_written(line, why, tmp_path, monkeypatch):
+    (tmp_path / "FOLDER").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match=why):
+        costs.main(line.split() + ["--model", "gpt2"] * ("--model" not in line and "--csv" not in line))
+    assert [p.name for p in tmp_path.iterdir()] == ["FOLDER"]
 
 
 def test_the_command_prints_and_writes_what_was_asked_for(tmp_path, capsys):

@@ -3,9 +3,11 @@
 import pytest
 
 import pretend
+import train
 from deltas import methods
 from lab import d90
 from lab.runs import Runs
+from model import Refused
 
 GRID = 4, 8, 16, 32, 64
 
@@ -96,16 +98,38 @@ def test_the_users_own_data_are_the_task_and_used_whole(monkeypatch, tmp_path, c
     ran, drawn = pretend.training(monkeypatch, lambda s: (80.0, 0.0)), []
     monkeypatch.setattr(d90, "picture", lambda found, path: drawn.extend(found) or "")
     (tmp_path / "reviews").mkdir()
+    for split in ("train", "dev"):
+        (tmp_path / "reviews" / f"{split}.tsv").write_text("text\tlabel\nfine\tgood\ndull\tbad\n", encoding="utf-8")
     d90.main(f"--data {tmp_path / 'reviews'} --grid 8 --rates 0.5 --seeds 1 --out {tmp_path}".split())
     assert drawn == ["gpt-s on reviews"] and {(s.task, s.examples) for s in ran} == {("reviews", None)}
 
 
-def test_a_bad_list_ends_with_a_line_that_names_it(capsys):
-    for line, why in (("--grid 4,x", "'x' is not a whole number"), ("--rates 1e-3,fast", "invalid list of float"),
-                      ("--dim 4", "unrecognized arguments: --dim")):
-        with pytest.raises(SystemExit):
-            d90.main(line.split())
-        assert why in capsys.readouterr().err
+@pytest.mark.parametrize("line, why", [
+    ("--grid 4,x", "'x' is not a whole number"), ("--rates 1e-3,fast", "invalid list of float"),
+    ("--dim 4", "unrecognized arguments: --dim"), ("--grid 8,8", "--grid 8,8: 8 is there twice"),
+    ("--rates 1e-3,nan", "lr=nan: choose a finite number"), ("--rates -1", "expected one argument|lr=-1.0: choose"),
+    ("--grid 8,110401", "dim=110401: this model has 110400 weights"),
+    ("--grid 4 --per-layer", "dim=4: this model has 110400 weights and 4 scales of layers; choose 5 to"),
+    ("--bases gpt-xs,gpt-xs", "--bases gpt-xs,gpt-xs: gpt-xs is there twice"), ("--bases gpt-xs,", "an empty entry"),
+    ("--bases gpt-xs,nope", "base 'nope': choose from"), ("--tasks claim,rate", "task 'rate': choose from"),
+    ("--tasks claim --data somewhere", "--tasks claim and --data somewhere: name one of them"),
+])
+def test_what_cannot_be_measured_is_named_before_anything_trains(line, why, tmp_path, monkeypatch):
+    def run(*_):
+        pytest.fail("a run has begun")
+    monkeypatch.setattr(train, "run", run)
+    with pytest.raises(Refused, match=why):
+        d90.main(line.split() + ["--bases", "gpt-xs"] * ("--bases" not in line) + ["--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_bases_in_folders_of_one_name_are_two_curves(monkeypatch, tmp_path, capsys):
+    pretend.training(monkeypatch, lambda s: (80.0, 0.0))
+    drawn = []
+    monkeypatch.setattr(d90, "check", lambda runs, plan: None)
+    monkeypatch.setattr(d90, "picture", lambda found, path: drawn.extend(found) or "")
+    d90.main(f"--bases one/model,two/model --grid 8 --rates 0.5 --seeds 1 --out {tmp_path}".split())
+    assert drawn == ["one/model on rating", "two/model on rating"]
 
 
 def test_a_picture_has_a_curve_for_each_base_and_its_target_dotted(monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ from data.tasks import Example, Task, only
 from harness.settings import settings_of
 from lab import lowdata, prompts
 from lab.prompts import in_front, mean_loss, search
+from model import Refused
 from tiny import BERT, GPT, stirred
 
 
@@ -104,7 +105,9 @@ def test_the_three_stages_have_the_same_number_of_words_and_the_same_test(monkey
                           *(f"   seed {seed} found: {tokenizer.decode([300 + seed] * 3)!r}" for seed in range(2))]
 
     for words, new in (("--candidates 5", (3, 5, 0)), ("--length 2", (2, 2, 0)), ("--task claim", (3, 2, 0))):
-        prompts.main([*line.split(), str(tmp_path), *words.split(), "--seeds", "1"])
+        option, value = words.split()
+        other = dict(zip(line.split()[::2], [*line.split()[1::2], str(tmp_path)])) | {"--seeds": "1", option: value}
+        prompts.main([word for pair in other.items() for word in pair])
         assert found.pop() == new and len(found) == 2, "another search"
 
 
@@ -138,9 +141,56 @@ def test_lowdata_writes_descriptions_at_the_best_rate_of_every_size(monkeypatch,
     assert {(s.delta.name, s.task, s.examples) for s in ran} == {("bitfit", "rating", 6)}
 
 
-def test_what_lowdata_cannot_do_is_named(capsys):
-    with pytest.raises(ValueError, match="--methods magic: choose from full"):
-        lowdata.main(["--methods", "prefix,magic"])
-    with pytest.raises(SystemExit):
-        lowdata.main(["--sizes", "20,0"])
-    assert "'0' is not a whole number" in capsys.readouterr().err
+def test_what_lowdata_cannot_do_is_named_before_anything_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(lowdata, "table", None)
+    for line, why in (("--methods prefix,magic", "--methods magic: choose from full"),
+                      ("--sizes 20,0", "'0' is not a whole number"), ("--sizes 20,", "'' is not a whole number"),
+                      ("--sizes 20,20", "--sizes 20,20: 20 is there twice"),
+                      ("--base bert-xs", "writing text, which a BERT cannot: choose a GPT base"),
+                      ("--base nope", "base 'nope': choose from"), ("--task corpsu", "task 'corpsu': choose from")):
+        with pytest.raises(Refused, match=why):
+            lowdata.main([*line.split(), "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+# ---- texts as long as the model reads ----
+
+@pytest.fixture
+def long_texts(tmp_path):
+    """Eight texts of hundreds of words about soup, good or bad, with label words for both."""
+    folder = tmp_path / "soups"
+    folder.mkdir()
+    rows = [f"{f'the soup was {word} ' * 60}\t{label}" for word, label in (("good", "pos"), ("bad", "neg"))] * 4
+    for split in ("train", "dev"):
+        (folder / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
+    (folder / "template.json").write_text(
+        '{"template": "{text} it was [MASK] .", "words": {"pos": "good", "neg": "bad"}}', encoding="utf-8")
+    return folder
+
+
+def test_texts_as_long_as_the_model_reads_lose_as_many_tokens_as_stand_in_front(
+        long_texts, tmp_path, monkeypatch, capsys):
+    pretend.training(monkeypatch, lambda s: (80.0, 80.0))
+    line = f"--base gpt-xs --data {long_texts} --candidates 2 --seeds 1 --out {tmp_path / 'out'} --length"
+    prompts.main([*line.split(), "2"])
+    printed = capsys.readouterr().out
+    assert "16 texts are cut, so that 2 words in front fit" in printed and "\ndiscrete " in printed
+    with pytest.raises(Refused, match="--length 49: this model reads 96 tokens, .* choose at most 48"):
+        prompts.main([*line.split(), "49"])
+
+    settings = settings_of("full", base="gpt-xs", data=str(long_texts))
+    model, tokenizer, task = prompts.train.prepare(settings)
+    shorter = prompts.with_room(settings, model, tokenizer, task, 2)
+    for whole, cut in zip(task.train, shorter.train):
+        assert len(in_front(cut, [8, 9], model.config).ids) == len(whole.ids) == 96
+        end = tokenizer.encode(" it was")
+        assert cut.ids[-2:] == whole.ids[-2:] == end and cut.ids[:-2] == whole.ids[:-4], "the text's end is cut"
+
+
+def test_only_what_the_lm_head_answers_can_be_prompted(long_texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(prompts.train, "run", None)
+    (long_texts / "template.json").unlink()
+    with pytest.raises(Refused, match="soups: a new Classifier answers here, .* a template.json"):
+        prompts.main(["--base", "gpt-xs", "--data", str(long_texts), "--out", str(tmp_path / "out")])
+    with pytest.raises(Refused, match="--task corpus: pretraining has no score"):
+        prompts.main(["--base", "gpt-xs", "--task", "corpus", "--examples", "9", "--out", str(tmp_path / "out")])

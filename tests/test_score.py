@@ -2,6 +2,8 @@
 
 import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from deltas import merge
 from harness import report, results
 from harness.settings import settings_of
 from lab import score
+from model import Refused
 
 pytestmark = pytest.mark.usefixtures("few_examples")
 
@@ -87,14 +90,14 @@ def test_own_data_without_a_test_file_are_scored_on_dev(saved, capsys):
     record, file = saved["own"]
     shown = lines(capsys, file)
     assert shown[2] == f"score      {record['score']:.2f} % accuracy on 8 of dev"
-    with pytest.raises(ValueError, match="--split test: this task has no such file"):
+    with pytest.raises(Refused, match="--split test: this task has no such file"):
         score.main([str(file), "--split", "test"])
 
 
 def test_what_has_no_score_says_so(saved):
-    with pytest.raises(ValueError, match="pretraining has no score"):
+    with pytest.raises(Refused, match="pretraining has no score"):
         score.main([str(saved["corpus"][1])])
-    with pytest.raises(ValueError, match="nowhere.pt: no such file"):
+    with pytest.raises(Refused, match="nowhere.pt: no such file"):
         score.main(["nowhere.pt"])
 
 
@@ -103,15 +106,71 @@ def test_the_folders_of_a_file_are_in_the_newest_record_beside_it(saved, tmp_pat
     _, file = saved["own"]
     shutil.copy(file, tmp_path)
     notes = {"base": "gpt-xs", "data": "dishes"}
-    assert score.folders(tmp_path / file.name, notes) == notes
+    newer, older = {"format": 2, "notes": notes}, {"format": 1, "notes": notes}
+    assert score.folders(tmp_path / file.name, older) == notes, "an older file names the folders"
+    assert score.folders(tmp_path / file.name, newer) == {"base": "gpt-xs", "data": "<dishes>"}
     for base in ("one", "two"):
         results.append(tmp_path, {"file": file.name, "where": {"base": base, "data": "there"}})
     results.append(tmp_path, {"file": "another.pt", "where": {"base": "three", "data": None}})
-    assert score.folders(tmp_path / file.name, notes) == {"base": "two", "data": "there"}
-    with pytest.raises(ValueError, match="base 'two': choose from"):
-        score.rebuild(tmp_path / file.name)
-    with pytest.raises(ValueError, match="--data there: no such folder"):
-        score.rebuild(tmp_path / file.name, base="gpt-xs")
+    results.append(tmp_path, {"file": file.name, "where": {"base": 3}})
+    assert score.folders(tmp_path / file.name, newer) == {"base": "two", "data": "there"}
+    with pytest.raises(Refused, match="its base, two, is not here; --base DIR says where it is now"):
+        score.main([str(tmp_path / file.name)])
+    with pytest.raises(Refused, match="its data, there, is not here; --data DIR says where it is now"):
+        score.main([str(tmp_path / file.name), "--base", "gpt-xs"])
+
+
+def test_a_delta_is_scored_where_its_data_have_moved_and_not_on_others(saved, tmp_path, monkeypatch, capsys):
+    """The file has come alone. A folder of the same name that happens to be here is not taken for its data."""
+    record, file = saved["own"]
+    shutil.copy(file, tmp_path)
+    here = shutil.copytree(record["where"]["data"], tmp_path / Path(record["where"]["data"]).name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match=rf"its data, <{here.name}>, is not here; --data DIR says where it is now"):
+        score.main([file.name])
+    shown = lines(capsys, file.name, "--data", here.name)
+    assert shown[2] == f"score      {record['score']:.2f} % accuracy on 8 of dev"
+    for split in ("train", "dev"):
+        text = (here / f"{split}.tsv").read_text(encoding="utf-8")
+        (here / f"{split}.tsv").write_text(text.replace("\t0", "\tz"), encoding="utf-8")
+    with pytest.raises(Refused, match=r"trained on the labels \['0', '1'\]; the task here has \['1', 'z'\]"):
+        score.main([file.name, "--data", here.name])
+    for option in ("--base", "--data"):
+        with pytest.raises(Refused, match=f"{option} nowhere: no such folder"):
+            score.main([file.name, option, "nowhere"])
+
+
+def test_label_words_must_be_the_tokens_that_the_delta_was_trained_on(saved, monkeypatch):
+    real = tasks.load_task
+
+    def turned(*inputs):
+        task = real(*inputs)
+        return replace(task, words=task.words[::-1])
+    monkeypatch.setattr(tasks, "load_task", turned)
+    with pytest.raises(Refused, match="trained on the tokens of label words"):
+        score.main([str(saved["sentiment"][1])])
+
+
+def test_a_run_in_bfloat16_is_scored_in_bfloat16(saved, tmp_path, capsys):
+    made = settings_of("lora", base="gpt-xs", task="sentiment", steps=4, examples=8, device="cpu", dtype="bfloat16")
+    record = train.run_once(made, tmp_path, report.quiet)
+    settings = score.settings_of(tmp_path / made.file, base=None, data=None)
+    model, _, _ = score.rebuild(tmp_path / made.file)
+    assert settings.dtype == "bfloat16" and model.tokens.weight.dtype == torch.bfloat16
+    assert lines(capsys, tmp_path / made.file)[2] == f"score      {record['score']:.2f} % accuracy on 14 of test"
+
+
+def test_what_was_typed_wrongly_is_named(saved):
+    for words, why in ((["--show", "-1"], "--show -1: a number of examples, 0 or more"), (["--base="], "base '': an"),
+                       (["--split", "train"], "invalid choice: 'train'"), ([], None)):
+        with pytest.raises(Refused, match=why or "the following arguments are required: FILE"):
+            score.main([str(saved["own"][1])] * (why is not None) + words)
+
+
+def test_no_control_character_of_a_text_or_an_answer_reaches_the_terminal(capsys):
+    score.show([tasks.Example([], [], "a\x1b[31m red\nline", ["\x07"])], ["\x1b]0;title"], 1)
+    assert capsys.readouterr().out == (
+        "\n  text      a\\x1b[31m red\\nline\n  wanted    \\x07\n  answered  \\x1b]0;title   x\n")
 
 
 def test_a_written_text_has_bleu_against_all_of_its_references(saved, capsys, monkeypatch):
