@@ -104,7 +104,7 @@ def read_tsv(path, data):
     training, known = not data.labels, set(data.labels) or labels
     if header[0].lower() in ("index", "id", "idx") or labels == {"-1"} and "-1" not in known:
         raise Unlabelled(f"{path}, line {line}: no labels in the columns {few(header)}")
-    if training and len(texts) < len(labels):
+    if training and len(labels) > max(2, len(texts)):
         raise Refused(f"{path}, line {line}: {len(labels):,} labels ({few(sorted(labels))}) for {len(texts):,} "
                       "different texts; are the columns swapped? A row is text, tab, label")
     if header[1] in known | labels or NUMBER.fullmatch(header[1]):
@@ -172,16 +172,17 @@ def read_template(path, data):
 
 def read_jsonl(path, data):
     """[(prompt, [completion])]"""
-    rows = some([(f"{path}, line {n}", parsed(line, f"{path}, line {n}")) for n, line in lines(path)], path)
-    if not any("completion" in row for _, row in rows):
-        raise Unlabelled(f"{rows[0][0]}: no 'completion', here and in all lines")
-    found = []
-    for place, row in rows:
-        prompt, completion = (field(row, name, str, place) for name in ("prompt", "completion"))
-        if not prompt.strip() or not completion.strip():
-            raise Refused(f"{place}: prompt and completion must be texts that are not empty")
-        found.append((prompt, [completion]))
-    return found
+    try:
+        rows = some([(f"{path}, line {n}", parsed(line, f"{path}, line {n}")) for n, line in lines(path)], path)
+        if not any("completion" in row for _, row in rows):
+            raise Unlabelled(f"{rows[0][0]}: no 'completion', here and in all lines")
+        found = [(*(field(row, name, str, place) for name in ("prompt", "completion")), place) for place, row in rows]
+        for prompt, completion, place in found:
+            if not prompt.strip() or not completion.strip():
+                raise Refused(f"{place}: prompt and completion must be texts that are not empty")
+    except Refused as error:
+        raise type(error)(f'{error}; a line is {{"prompt": ..., "completion": ...}}') from None
+    return [(prompt, [completion]) for prompt, completion, _ in found]
 
 
 def read_csv(path, data):

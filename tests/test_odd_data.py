@@ -90,6 +90,8 @@ def test_labels_in_the_first_column_are_seen_and_the_message_is_short(tmp_path):
     for train, dev in ((rows[:4000], rows[4000:]), (["v1\tv2\n", *rows], ["v1\tv2\n", *rows])):
         folder(tmp_path, train_tsv="".join(train), dev_tsv="".join(dev))
         refused(tmp_path, "train.tsv, line 1: ", "for 2 different texts; are the columns swapped?", " more) for")
+    data = own.read(folder(tmp_path, train_tsv="t\tl\nx\t1\nx\t0\n", dev_tsv=TSV))
+    assert data.labels == ["0", "1"], "one text, two labels: noise, but no label comes first"
     many = "t\tl\n" + "".join(f"text {i}\tlabel {i}\n" for i in range(50))
     refused(folder(tmp_path, train_tsv=many, dev_tsv="t\tl\nx\tnew\n"), "dev.tsv, line 2: label 'new' is not in the",
             "which has label 0, label 1, label 10, label 11, label 12, label 13, ", ", label 17 and 40 more")
