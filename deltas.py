@@ -57,6 +57,8 @@ def check_fields(made):
             wanted = "a finite number"
         elif f.type is not float and type(value) is not f.type:
             wanted = {int: "a whole number", bool: "true or false", str: "a text"}[f.type]
+        elif f.type is int and abs(value) >= 2**63:  # more than PyTorch takes, as a seed or anywhere
+            wanted = "a whole number of at most 18 digits"
         elif rule["among"] and value not in rule["among"]:
             wanted = f"{', '.join(rule['among'][:-1])} or {rule['among'][-1]}"
         elif rule["least"] is not None and value < rule["least"]:
@@ -232,7 +234,7 @@ def save(path, model, **notes):
         "tensors": {name: p.detach().cpu().clone() for name, p in trainable(model).items()},
     }
     content["digest"] = digest(content)
-    files.replace(path, lambda part: torch.save(content, part))
+    files.save(path, content)
     return Path(path).stat().st_size
 
 

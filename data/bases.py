@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from data import tokenizers
-from data.files import field, pointer, replace, shown, sound, tensors, text
+from data.files import field, pointer, replace, save, shown, sound, tensors, text
 from model import Config, Refused, Transformer
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -105,15 +105,10 @@ def keep(path):
     if not probe.report(model, tokenizer):
         raise SystemExit(f"{name} does not pass; nothing was written")
     path = WEIGHTS / f"{name}.pt"
-    replace(path, lambda part: save(halves, part))
+    save(path, halves)
     lines = [f"{value}  {file}\n" for file, value in sorted((digests() | {path.name: digest(path)}).items())]
     replace(WEIGHTS / "SHA256", lambda part: part.write_text("".join(lines), encoding="utf-8"))
     print(f"wrote {path}, {path.stat().st_size:,} bytes")
-
-
-def save(halves, part):
-    with open(part, "wb") as file:  # given a path, torch would write its name into the file, and the digest with it
-        torch.save(halves, file)
 
 
 if __name__ == "__main__":

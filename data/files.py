@@ -6,8 +6,10 @@
     tensors(path)                      what torch.save has written: tensors, numbers and strings, nothing else
     sound(tensors, path)               floating, finite, dense
     replace(path, write)               whole or not at all, beside others who write the same name
+    save(path, content)                so, by torch.save
 """
 
+import io
 import json
 import math
 import os
@@ -152,3 +154,12 @@ def replace(path, write):
     except BaseException:
         Path(part).unlink(missing_ok=True)
         raise
+
+
+def save(path, content):
+    """torch.save, whole or not at all. Through memory: given a path, torch writes its name into the file, and answers a
+    full disk with an exception of its own.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    replace(path, lambda part: part.write_bytes(buffer.getbuffer()))

@@ -260,6 +260,8 @@ def corpus_task(encoder, examples, seed):
 def own_task(data, encoder, examples, seed):
     """A task from files: see data/own.py for the formats."""
     train = data.splits["train"]
+    if examples is not None and examples > len(train):
+        raise Refused(f"examples={examples:,}: {data.name} has {len(train):,} to train on")
     if examples is not None and examples < len(train):
         train = random.Random(f"own {seed}").sample(train, examples)
     splits = {**data.splits, "train": train}

@@ -49,7 +49,7 @@ class State:
         content = {"step": step, "curve": curve, "best": best, "spent": spent, "random": torch.get_rng_state(),
                    "now": {name: p.detach() for name, p in self.parameters.items()},
                    "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
-        files.replace(self.path, lambda part: torch.save(content, part))
+        files.save(self.path, content)
         boundary.kept["state"] = f"the same command goes on from step {step}"
 
 

@@ -6,6 +6,8 @@ import os
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -193,14 +195,24 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     save(path, model)
     old = path.read_bytes()
 
-    def torn(content, target):
-        target.write_bytes(b"half")
+    def torn(part, data):
+        with open(part, "wb") as file:
+            file.write(data[:100])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", torn)
+    monkeypatch.setattr(Path, "write_bytes", torn)
     with pytest.raises(KeyboardInterrupt):
         save(path, model)
-    assert path.read_bytes() == old
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path], "the old file, and no half of a new one"
+
+
+def test_a_full_disk_is_the_systems_error_and_not_pytorchs(tmp_path, monkeypatch):
+    def full(part, data):
+        raise OSError(28, "No space left on device", str(part))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path / "x.pt", attach(BitFit(), base()))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_delta_file_is_named(tmp_path):
