@@ -4,9 +4,8 @@ import copy
 import math
 import os
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar
-
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
