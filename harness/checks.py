@@ -1,13 +1,16 @@
 """The self-check of every run: what must be true of any delta, whatever the technique; and the memory of a step."""
 
+import os
 import shutil
 import tempfile
 from contextlib import contextmanager
+from os.path import isdir, isfile, lexists
 from pathlib import Path
 
 import torch
 
 from data import tasks
+from data.files import shown
 from deltas import fingerprint, trainable
 from model import Block, NotFinite, Refused, finite
 
@@ -44,15 +47,17 @@ def sensible(delta, model):
 
 def writable_file(option, path):
     """Refuse the name of a file to be written at the end, if that can be seen at the start."""
-    if Path(path).exists() and not Path(path).is_file():
-        raise Refused(f"{option} {path}: {'a folder' if Path(path).is_dir() else 'no regular file'} stands there")
-    writable(Path(path).parent, 0, f"{option} {path}")
+    if lexists(path) and not isfile(path):
+        raise Refused(f"{option} {shown(path)}: {'a folder' if isdir(path) else 'no regular file'} stands there")
+    writable(Path(path).parent, 0, f"{option} {shown(path)}")
+    if len(os.fsencode(Path(path).name)) > 255:
+        raise Refused(f"{option} {shown(path)}: a name is 255 bytes at most")
 
 
 def writable(out, needed, option=None):
     """Refuse a folder that cannot take `needed` bytes, before anything is trained for it; `option` named it."""
-    out, option = Path(out), option or f"--out {out}"
-    if out.exists() and not out.is_dir():
+    out, option = Path(out), option or f"--out {shown(str(out))}"
+    if lexists(out) and not isdir(out):
         raise Refused(f"{option}: a file stands there, not a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)

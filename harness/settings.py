@@ -53,6 +53,8 @@ class Settings:
             raise Refused("device='cuda': PyTorch finds no CUDA device here; choose cpu")
         if self.lr is None:
             self.lr = self.delta.lr if self.shipped else self.delta.lr_real
+        if self.lr > 1e30:  # float32 ends at 3e38, and Adam's first step is ten times as long
+            raise Refused(f"lr={self.lr:g}: choose 1e30 at most, where nothing converges either")
         if self.steps is None and self.epochs is None:
             self.steps, self.epochs = (300, None) if self.shipped else (None, 3.0)
         if not self.shipped and os.path.isdir(self.base):  # a name of any length

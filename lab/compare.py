@@ -159,8 +159,9 @@ def write_csv(rows, path):
     writer = csv.DictWriter(text, [*COLUMNS, "command"], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    new = not path.is_file() or path.read_text(encoding="utf-8") != text.getvalue()
-    files.replace(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8", newline="\n"))
+    written = text.getvalue().encode(errors="surrogateescape")  # a folder's name need not be UTF-8
+    new = not path.is_file() or path.read_bytes() != written
+    files.replace(path, lambda part: part.write_bytes(written))
     return new
 
 

@@ -213,8 +213,8 @@ def changes(pairs, names):
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if name not in known or not equals:
-            raise Refused(f"--set {pair}: write FIELD=VALUE, the field one of "
-                          f"{', '.join(sorted(known)) or 'none: these methods have no fields'}")
+            raise Refused(f"--set {pair}: write FIELD=VALUE, the field one of {', '.join(sorted(known))}" if known else
+                          f"--set {pair}: {', '.join(names)} has no fields")
         if name in found:
             raise Refused(f"--set {pair}: {name} is set already")
         found[name] = value(name, text)

@@ -50,13 +50,16 @@ def search(model, task, pad, length, candidates, seed):
     return list(min(found, key=found.get))
 
 
-def askable(settings, model, tokenizer, task, length):
+def askable(settings, model, tokenizer, task, length, candidates):
     """Refuse a task whose answers no prompt can ask for, or whose texts have no room for one."""
     if not task.metric:
         raise Refused(f"--task {settings.task}: pretraining has no score; choose another task")
     if task.classes:
         raise Refused(f"--data {settings.data}: a new Classifier answers here, which no words can ask; a template.json "
                       "with label words lets the LM head answer, if the base has one")
+    if candidates > model.config.vocab_size:
+        raise Refused(f"--candidates {candidates}: choose at most as many as the vocabulary has tokens, "
+                      f"{model.config.vocab_size:,}")
     with_room(settings, model, tokenizer, task, length)
 
 
@@ -111,7 +114,8 @@ def main(argv):
     add_options(parser, Settings, without=("lr", "seed", "scratch", "steps", "epochs", "batch_size", "dtype"))
     args = parser.parse_args(argv)
     runs, choice = Runs(args.out, args.seeds), chosen(args, Settings)
-    check(runs, runs.plan("prompt", length=args.length, **choice), functools.partial(askable, length=args.length))
+    check(runs, runs.plan("prompt", length=args.length, **choice), functools.partial(
+        askable, length=args.length, candidates=args.candidates))
     found = stages(runs, args.length, args.candidates, **choice)
     print(f"\n{'stage':<14}{'score':>7}{'± sd':>7}\n{'manual':<14}{found['manual']:7.1f}")
     for stage in ("discrete", "continuous"):

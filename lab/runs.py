@@ -115,6 +115,8 @@ def check(runs, plan, fits=lambda settings, model, tokenizer, task: None):
         model, tokenizer, task = train.prepare(widest)
         if widest.examples and widest.examples > len(task.train):
             raise Refused(f"examples={widest.examples}: {widest.data} has {len(task.train):,} to train on")
+        for settings in group:
+            settings.completed(task)
         for settings in {repr(one.delta): one for one in group if one.seed == group[0].seed}.values():
             delta = settings.delta.for_task(task)
             checks.sensible(delta, model)

@@ -67,7 +67,8 @@ def same(path, task):
     notes = read(path)["notes"]
     for name, here, what in (("labels", task.labels, "labels"), ("label_words", task.words, "tokens of label words")):
         if name in notes and notes[name] != here:
-            raise Refused(f"{path}: trained on the {what} {shown(notes[name])}; the task here has {shown(here)}")
+            then, now = (shown(value) if value else "none" for value in (notes[name], here))
+            raise Refused(f"{path}: trained on a task whose {what} are {then}; here they are {now}")
 
 
 @torch.no_grad()

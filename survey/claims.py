@@ -103,6 +103,7 @@ def main(argv):
 
 def how(args, entries):
     short = sum(entry.missing for entry in entries)
-    return (f"Written by `python eval.py claims --markdown {shlex.quote(args.markdown)}` from the runs of `claims`, "
+    written = files.shown(shlex.quote(args.markdown), 300)
+    return (f"Written by `python eval.py claims --markdown {written}` from the runs of `claims`, "
             f"`compare`, `d90` and `lowdata` on a CPU, {args.seeds} seeds unless it says one. "
             + (f"{short} entries lack some or all of their runs, and say so." if short else "All are run."))

@@ -123,7 +123,7 @@ def test_an_unknown_model_or_field_is_named_with_what_would_be_right():
 @pytest.mark.parametrize("line, why", [
     *((f"--card 24 {card}", f"--card {card}: the memory of a card is a number of GB above 0")
       for card in ("nan", "inf", "0", "-1")),
-    ("--set rank=1" + 30 * "0", "more than a hundred times as many as the base has"),
+    ("--set rank=1" + 12 * "0", "more than a hundred times as many as the base has"),
     ("--set alpha=nan", "alpha=nan: choose a finite number"), ("--set rank", "--set rank: write FIELD=VALUE"),
     ("--set rank=4 rank=8", "--set rank=8: rank is set already"),
     ("--method lora --set length=5", "--set length=5: .*alpha, rank, targets"),

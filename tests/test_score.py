@@ -133,7 +133,7 @@ def test_a_delta_is_scored_where_its_data_have_moved_and_not_on_others(saved, tm
     for split in ("train", "dev"):
         text = (here / f"{split}.tsv").read_text(encoding="utf-8")
         (here / f"{split}.tsv").write_text(text.replace("\t0", "\tz"), encoding="utf-8")
-    with pytest.raises(Refused, match=r"trained on the labels \['0', '1'\]; the task here has \['1', 'z'\]"):
+    with pytest.raises(Refused, match=r"trained on a task whose labels are \['0', '1'\]; here they are \['1', 'z'\]"):
         score.main([file.name, "--data", here.name])
     for option in ("--base", "--data"):
         with pytest.raises(Refused, match=f"{option} nowhere: no such folder"):
@@ -147,7 +147,7 @@ def test_label_words_must_be_the_tokens_that_the_delta_was_trained_on(saved, mon
         task = real(*inputs)
         return replace(task, words=task.words[::-1])
     monkeypatch.setattr(tasks, "load_task", turned)
-    with pytest.raises(Refused, match="trained on the tokens of label words"):
+    with pytest.raises(Refused, match="trained on a task whose tokens of label words are"):
         score.main([str(saved["sentiment"][1])])
 
 
