@@ -192,3 +192,14 @@ def test_real_e2e_prompts_have_several_right_completions(tmp_path):
     prompt, answers = data.splits["test"][0]
     assert len(data.splits["train"]) == 4672 and len(answers) > 1 and data.metric == "attributes"
     assert "name" in own.slots(prompt) and "name" in own.stated(answers[0], prompt)
+
+
+def test_no_more_examples_are_trained_on_than_there_are(tmp_path):
+    from data import tasks
+    from data.bases import SHAPES
+    from data.tokenizers import world
+    data = folder(tmp_path, train_tsv="t\tl\nsoup\t1\nfish\t0\n", dev_tsv="t\tl\nsoup\t1\n")
+    task = tasks.load_task("own", world(), SHAPES["gpt-xs"], data=str(data), examples=2)
+    assert [e.text for e in task.train] == ["soup", "fish"]
+    with pytest.raises(ValueError, match="examples=3: .* has 2 to train on"):
+        tasks.load_task("own", world(), SHAPES["gpt-xs"], data=str(data), examples=3)
