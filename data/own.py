@@ -15,7 +15,6 @@ left aside, and dev is reported. A row that cannot be read is an error that name
 
 import csv
 import dataclasses
-import io
 import re
 from dataclasses import dataclass
 from os.path import isdir, lexists
@@ -203,9 +202,12 @@ def read_csv(path, data):
 
 def records(path):
     """[(path and line, cells)] of a csv."""
-    reader, line, found = csv.reader(io.StringIO(text(path)), strict=True), 1, []
+    written, line, found = [each + "\n" for each in text(path).split("\n")], 1, []
+    reader = csv.reader(written, strict=True)
     try:
         for cells in reader:
+            if "".join(written[line - 1:reader.line_num]).count('"') % 2:
+                raise csv.Error("an odd number of quotes")
             found += [(f"{path}, line {line}", cells)] if cells else []
             line = reader.line_num + 1
     except csv.Error as error:

@@ -118,7 +118,8 @@ def test_quotes_in_a_tsv_are_a_spreadsheets_or_the_texts_own(tmp_path):
 def test_a_quote_too_many_in_a_csv_never_swallows_a_row(tmp_path):
     good = own.read(folder(tmp_path, train_csv=CSV + '"name[C]","C says ""hi"",\nand ""bye""."\n', dev_csv=CSV))
     assert good.splits["train"][2] == ("name[C]", ['C says "hi",\nand "bye".']), "a cell may have quotes and lines"
-    for row in ('"name[C]","C is bad.\n"name[D]","D is fine."\n', '"name[C]","C is bad.\n', '"name[C]","C" is bad.\n'):
+    for row in ('"name[C]","C is bad.\n"name[D]","D is fine."\n', '"name[C]","C is bad.\n', '"name[C]","C" is bad.\n',
+                'name[C]","C is bad."\n', '"name[C]",C is bad."\n'):
         refused(folder(tmp_path, train_csv=CSV + row, dev_csv=CSV), "train.csv, line 4: ", "is a quote not closed?")
     long = f'"name[C]","{"C is bad. " * 20_000}"\n'
     refused(folder(tmp_path, train_csv=CSV + long, dev_csv=CSV), "train.csv, line 4: field larger than field limit")
