@@ -98,12 +98,12 @@ def by_hand(model, lr, seed):
         batch = [TASK.train[i] for i in waiting.pop(0)]
         gradients = torch.autograd.grad(F.cross_entropy(*logits(model, batch)), parameters)
         norm = sum((g ** 2).sum() for g in gradients).sqrt().item()
-        gradients = [g * min(1.0, 1 / (norm + 1e-6)) for g in gradients]
+        clip = min(1.0, 1 / (norm + 1e-6))
         rate = lr * min(step / 2, (31 - step) / 28)    # 6 % of 30 are 2 steps of warm-up; the other 28 go down
         with torch.no_grad():
             for p, g, mean, square in zip(parameters, gradients, m, v):
-                mean += 0.1 * (g - mean)
-                square += 0.001 * (g ** 2 - square)
+                mean += 0.1 * (clip * g - mean)
+                square += 0.001 * ((clip * g) ** 2 - square)
                 p -= rate * (mean / (1 - 0.9 ** step)) / ((square / (1 - 0.999 ** step)).sqrt() + 1e-8)
         scores = [probability(model, split) for split in (TASK.dev, TASK.train, TASK.test)]
         yield [e.ids for e in batch], gradients, norm, rate, [p.detach().clone() for p in parameters], scores
@@ -127,10 +127,12 @@ def test_the_loop_by_hand(monkeypatch):
     (optimizer,) = optimizers
     names = list(trainable(model))
     for step, (batch, mine, trace) in enumerate(zip(batches, expected, optimizer.trace, strict=True), 1):
-        ids, gradients, _, rate, parameters, _ = mine
+        ids, gradients, norm, rate, parameters, _ = mine
         assert batch[0].tolist() == ids, f"step {step}: the batch, every text once an epoch"
+        clipped = sum((g ** 2).sum() for g in trace[0]).sqrt()
         for name, found, right in zip(names, trace[0], gradients, strict=True):
-            same(found, right, f"step {step}, {name}: the gradient of this batch alone, the norm of all clipped at 1")
+            same(found / clipped, right / norm, f"step {step}, {name}: the gradient is that of this batch alone")
+        assert clipped.item() == pytest.approx(min(1, norm), abs=1e-5), f"step {step}: the norm of all is clipped at 1"
         assert trace[1] == pytest.approx(rate, abs=1e-12), f"step {step}: the rate, 2 steps up and 28 down"
         for name, found, right in zip(names, trace[2], parameters, strict=True):
             same(found, right, f"step {step}, {name}: Adam, without weight decay")
