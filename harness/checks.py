@@ -48,15 +48,15 @@ def sensible(delta, model):
 def writable_file(option, path):
     """Refuse the name of a file to be written at the end, if that can be seen at the start."""
     if lexists(path) and not isfile(path):
-        raise Refused(f"{option} {shown(path)}: {'a folder' if isdir(path) else 'no regular file'} stands there")
-    writable(Path(path).parent, 0, f"{option} {shown(path)}")
+        raise Refused(f"{option} {shown(path, 300)}: {'a folder' if isdir(path) else 'no regular file'} stands there")
+    writable(Path(path).parent, 0, f"{option} {shown(path, 300)}")
     if len(os.fsencode(Path(path).name)) > 255:
-        raise Refused(f"{option} {shown(path)}: a name is 255 bytes at most")
+        raise Refused(f"{option} {shown(path, 300)}: a name is 255 bytes at most")
 
 
 def writable(out, needed, option=None):
     """Refuse a folder that cannot take `needed` bytes, before anything is trained for it; `option` named it."""
-    out, option = Path(out), option or f"--out {shown(str(out))}"
+    out, option = Path(out), option or f"--out {shown(str(out), 300)}"
     if lexists(out) and not isdir(out):
         raise Refused(f"{option}: a file stands there, not a folder")
     try:

@@ -113,6 +113,8 @@ def check(runs, plan, fits=lambda settings, model, tokenizer, task: None):
     for group in groups.values():
         widest = max(group, key=lambda one: (not one.scratch, one.examples or math.inf))
         model, tokenizer, task = train.prepare(widest)
+        with checks.blame(f"base {widest.base}: before anything is attached it gives"):
+            first = checks.Check(model, task, tokenizer.pad, report.quiet)
         if widest.examples and widest.examples > len(task.train):
             raise Refused(f"examples={widest.examples}: {widest.data} has {len(task.train):,} to train on")
         for settings in group:
@@ -120,10 +122,11 @@ def check(runs, plan, fits=lambda settings, model, tokenizer, task: None):
         for settings in {repr(one.delta): one for one in group if one.seed == group[0].seed}.values():
             delta = settings.delta.for_task(task)
             checks.sensible(delta, model)
-            if settings.shipped:
-                attach(delta, copy.deepcopy(model))
-            else:  # a large copy would take longer than a first use of the meta device
+            if not settings.shipped:  # a large copy would take longer than a first use of the meta device
                 attached(model.config, delta)
+                continue
+            with checks.blame(f"{delta}: with these settings a new delta gives"):
+                first.start(attach(delta, copy.deepcopy(model)))
         needed += sum(4 * one.delta.training_formula(model.config) for one in group)
         fits(widest, model, tokenizer, task)
     checks.writable(runs.out, needed)

@@ -24,10 +24,11 @@ def settings_of(path, **now):
     where, notes = folders(path, content), content["notes"]
     for name, given in now.items():
         if given is not None and given not in SHAPES and not isdir(given):
-            raise Refused(f"--{name} {shown(given)}: no such folder")
+            raise Refused(f"--{name} {shown(given, 300)}: no such folder")
         where[name] = where[name] if given is None else given
         if where[name] is not None and where[name] not in SHAPES and not isdir(where[name]):
-            raise Refused(f"{path}: its {name}, {shown(where[name])}, is not here; --{name} DIR says where it is now")
+            was = shown(where[name], 300)
+            raise Refused(f"{path}: its {name}, {was}, is not here; --{name} DIR says where it is now")
     mine = {f.name: notes[f.name] for f in fields(Settings) if f.name in notes and f.name not in ("delta", "device")}
     try:
         return Settings(methods()[content["method"]](**content["settings"]), **mine | where)

@@ -188,6 +188,8 @@ REFUSED = {
     "--methods bitfit,last_layer --sweep k=3": "bitfit has no 'k'",
     "--methods last_layer --sweep k=1,3": "k=3: this model has 2 blocks",
     "--methods lora --sweep rank=4,1000000000": r"LoRA\(rank=1000000000, .*more than a hundred times .* \(110,498\)",
+    "--methods lora --sweep alpha=1e300": "alpha=1e.300, .*with these settings a new delta gives logits that are NaN",
+    "--methods lora --sweep lr=1e-3,1e38": "lr=1e.38: choose 1e30 at most",
     "--methods lora --sweep lr=1e-3,nan": "lr=nan: choose a finite number",
     "--task claim": "--task claim and --data|--data .* and --task claim",
     "--examples 17": "examples=17: .* has 16 to train on",
