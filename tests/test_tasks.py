@@ -92,7 +92,7 @@ def test_a_template_that_leaves_no_room_for_the_text_is_refused():
             encoder.cloze("the soup", [], "we went : {text} it [MASK]", 7)
 
 
-def test_a_long_completion_is_cut_only_where_nothing_were_left_of_its_prompt():
+def test_a_long_completion_is_cut_only_where_nothing_would_be_left_of_its_prompt():
     """Ten tokens: 5 of a prompt and 8 with the end leave 2 of the prompt; 12 leave 5 of the prompt and 5 of itself."""
     prompt, told = "we went to the fork", "the soup was fine . it was"
     made = {}
@@ -203,7 +203,7 @@ def test_a_task_counts_the_texts_that_were_cut():
 def test_some_of_ones_own_examples_are_drawn_by_the_seed():
     draw = lambda seed: [e.text for e in tasks.own_task(own_data(), Encoder(PLAIN, GPT), 4, seed).train]
     assert len(set(draw(0))) == 4 and draw(0) == draw(0) != draw(1)
-    assert len(tasks.own_task(own_data(), Encoder(PLAIN, GPT), 100, 0).train) == 9
+    assert len(tasks.own_task(own_data(), Encoder(PLAIN, GPT), 9, 0).train) == 9
 
 
 # ---- batches ----
