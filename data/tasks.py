@@ -154,7 +154,7 @@ class Encoder:
     def halves(self, before, after):
         """The ids of two texts that are joined to one; white space between them belongs to the second."""
         start = before.rstrip()
-        whole = start + before[len(start):] + gap(before, after) + after
+        whole = before + gap(before, after) + after
         first, ids = self.tokenizer.encode(start), self.tokenizer.encode(whole)
         if ids[:len(first)] == first:
             return first, ids[len(first):]
@@ -163,7 +163,7 @@ class Encoder:
     def completed(self, prompt, answers):
         """A prompt, and the completion as the words to be predicted, up to the end-of-text token.
 
-        The prompt loses its end where both are too long; the completion only where nothing were left of the prompt.
+        Where they are too long the prompt loses its end, and the completion its own if it alone is too long.
         """
         n_ctx = self.config.n_ctx
         start, told = self.halves(prompt, answers[0])
