@@ -126,8 +126,8 @@ def why_not(parameter):
 def key_biases(model):
     """The trained biases of attention's keys."""
     blocks = [m for m in model.modules() if isinstance(m, Block)]
-    biases = [p for block in blocks for p in block.attention.key.parameters() if p.ndim == 1]
-    return [p for p in biases if p.requires_grad]
+    biases = [getattr(block.attention.key, "bias", None) for block in blocks]
+    return [p for p in biases if p is not None and p.requires_grad]
 
 
 def memory_of_a_step(model, task, pad, settings):
