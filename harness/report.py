@@ -32,8 +32,8 @@ class Progress:
 
 def setting(settings, task):
     source = "random weights in the shape of " if settings.scratch else ""
-    lines = [f"base       {source}{settings.base} on {settings.device}, {settings.dtype}",
-             f"task       {settings.task}: {shown(task.about or f'from {settings.data}', 500)}",
+    lines = [f"base       {source}{shown(settings.base, 500)} on {settings.device}, {settings.dtype}",
+             f"task       {shown(settings.task)}: {shown(task.about or f'from {settings.data}', 500)}",
              f"           {len(task.train):,} train, {len(task.dev):,} dev, {len(task.test):,} test"
              + (f"; labels {', '.join(map(shown, task.labels))}" if 0 < len(task.labels) <= 10 else "")]
     if task.cut:

@@ -154,7 +154,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message):
-        raise Refused(f"{message} ({self.prog} --help shows what can be typed)")
+        raise Refused(f"{shown(message, 500)} ({self.prog} --help shows what can be typed)")
 
 
 def add_options(parser, kind, without=()):

@@ -196,7 +196,7 @@ def sweep_values(texts):
     for text in texts:
         name, _, values = text.partition("=")
         if not values:
-            raise Refused(f"--sweep {text}: write field=value,value")
+            raise Refused(f"--sweep {files.shown(text)}: write field=value,value")
         if name in found[0]:
             raise Refused(f"--sweep {text}: {name} is swept already")
         if name in ("base", "task", "data", "seed"):

@@ -213,8 +213,9 @@ def changes(pairs, names):
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if name not in known or not equals:
-            raise Refused(f"--set {pair}: write FIELD=VALUE, the field one of {', '.join(sorted(known))}" if known else
-                          f"--set {pair}: {', '.join(names)} has no fields")
+            raise Refused(f"--set {files.shown(pair)}: " + (
+                f"write FIELD=VALUE, the field one of {', '.join(sorted(known))}" if known else
+                f"{', '.join(names)} has no fields"))
         if name in found:
             raise Refused(f"--set {pair}: {name} is set already")
         found[name] = value(name, text)

@@ -4,7 +4,8 @@
     discrete      P real words in front, found by greedy search: place by place, the word that lowers the loss most
     continuous    P free vectors in front, found by gradient descent: prompt tuning
 
-The base stays frozen in all three; only what stands before the text is chosen.
+The base stays frozen in all three; only what stands before the text is chosen. Words are words: tokens whose string,
+with a text behind it, is not read as these tokens again are no candidates.
 """
 
 import functools
@@ -34,17 +35,37 @@ def mean_loss(model, task, examples, words, pad):
     return sum(loss * n for loss, n in losses) / len(found)
 
 
-def search(model, task, pad, length, candidates, seed):
+class Behind:
+    """A tokenizer for texts that stand behind a word: their first word begins with a space, as inside a text."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def encode(self, text):
+        return self.tokenizer.encode(" " * (text != "" and not text[0].isspace()) + text)
+
+    def reads(self, words):
+        """Are these tokens what is read where their string stands before a text?"""
+        return self.tokenizer.encode(self.tokenizer.decode(words) + " x")[:len(words)] == words
+
+
+def search(model, task, pad, length, candidates, seed, reads=lambda words: True, alone=None):
     """Greedy search for at most `length` prompt tokens, by the training loss.
 
-    Each place takes the best of `candidates` random tokens, even if that is no better than one place less:
-    the best of all lengths is returned, which may be none at all.
+    Each place takes the best of `candidates` random tokens that `reads` allows, even if that is no better than one
+    place less: the best of all lengths is returned, which may be none at all. `alone` is the task without words.
     """
     generator = torch.Generator().manual_seed(seed)
-    words, found = [], {(): mean_loss(model, task, task.train, [], pad)}
+    words, found = [], {(): mean_loss(model, task, (alone or task).train, [], pad)}
     for _ in range(length):
         drawn = torch.randint(model.config.vocab_size, (candidates,), generator=generator).tolist()
-        losses = {word: mean_loss(model, task, task.train, words + [word], pad) for word in dict.fromkeys(drawn)}
+        drawn = [word for word in dict.fromkeys(drawn) if reads(words + [word])]
+        losses = {word: mean_loss(model, task, task.train, words + [word], pad) for word in drawn}
+        if not losses:
+            break
         words = words + [min(losses, key=losses.get)]
         found[tuple(words)] = losses[words[-1]]
     return list(min(found, key=found.get))
@@ -60,20 +81,17 @@ def askable(settings, model, tokenizer, task, length, candidates):
     if candidates > model.config.vocab_size:
         raise Refused(f"--candidates {candidates}: choose at most as many as the vocabulary has tokens, "
                       f"{model.config.vocab_size:,}")
-    with_room(settings, model, tokenizer, task, length)
+    behind(settings, model, tokenizer, length)
 
 
-def with_room(settings, model, tokenizer, task, length):
-    """The task, its texts cut where `length` words in front would make them longer than the model reads."""
+def behind(settings, model, tokenizer, length):
+    """The task with texts that stand behind `length` words: cut where they would be longer than the model reads."""
     n_ctx = model.config.n_ctx
-    if max(len(e.ids) for e in task.train + task.dev + task.test) + length <= n_ctx:
-        return task
     if length > n_ctx // 2:
-        raise Refused(f"--length {length}: this model reads {n_ctx} tokens, and the longest text needs the room; "
-                      f"choose at most {n_ctx // 2}")
+        raise Refused(f"--length {length}: this model reads {n_ctx} tokens in all; choose at most {n_ctx // 2}")
     try:
-        shorter = replace(model.config, n_ctx=n_ctx - length)
-        return tasks.load_task(settings.task, tokenizer, shorter, settings.data, settings.examples, settings.seed)
+        return tasks.load_task(settings.task, Behind(tokenizer), replace(model.config, n_ctx=n_ctx - length),
+                               settings.data, settings.examples, settings.seed)
     except Refused as error:
         raise Refused(f"--length {length}: {error}, {length} of {n_ctx} being words in front") from None
 
@@ -84,12 +102,11 @@ def discrete(runs, length, candidates, seed, **choice):
 
     def measure():
         model, tokenizer, task = train.prepare(settings)
-        shorter = with_room(settings, model, tokenizer, task, length)
-        if shorter is not task:
-            task = shorter
-            runs.say(f"            {task.cut:,} texts are cut, so that {length} words in front fit")
-        words = search(model, task, tokenizer.pad, length, candidates, seed)
-        shown = [in_front(e, words, model.config) for e in task.reported]
+        after = behind(settings, model, tokenizer, length)
+        if after.cut:
+            runs.say(f"            {after.cut:,} texts are cut, so that {length} words in front fit")
+        words = search(model, after, tokenizer.pad, length, candidates, seed, Behind(tokenizer).reads, task)
+        shown = [in_front(e, words, model.config) for e in (after if words else task).reported]
         score = tasks.score(task, shown, tasks.predictions(model, task, shown, tokenizer))
         return {"score": score, "words": tokenizer.decode(words)}
 

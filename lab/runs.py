@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import train
+from data.files import shown
 from deltas import attach, methods
 from harness import checks, report, results
 from harness.settings import settings_of
@@ -58,8 +59,8 @@ class Runs:
             begun.append(time.time())
         record = train.run_once(settings, self.out, report.quiet, before)
         if begun:
-            shown = " ".join(f"{k}={v}" for k, v in choice.items() if v is not None)
-            self.say(f"{settings.delta.name:<11} seed {settings.seed}  {shown:<40} {record['score']:6.1f}   "
+            typed = shown(" ".join(f"{k}={v}" for k, v in choice.items() if v is not None), 500)
+            self.say(f"{settings.delta.name:<11} seed {settings.seed}  {typed:<40} {record['score']:6.1f}   "
                      f"{time.time() - begun[0]:5.1f} s")
         return record
 
@@ -88,8 +89,8 @@ class Runs:
         @functools.wraps(measure)
         def now():
             self.allow(name)
-            shown = (f"{key}={settings[key]}" for key in ("base", "task", "seed", "method") if key in settings)
-            self.say(f"measuring   {name} {' '.join(shown)}".rstrip())
+            typed = (f"{key}={settings[key]}" for key in ("base", "task", "seed", "method") if key in settings)
+            self.say(shown(f"measuring   {name} {' '.join(typed)}".rstrip(), 500))
             return {"method": "measure"} | measure()
         return results.once(self.out, {"measure": name} | settings, now)
 

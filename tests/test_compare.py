@@ -160,6 +160,12 @@ def test_latency_is_a_forward_pass_over_the_bases(monkeypatch, few_examples, tmp
 
 # ---- the command ----
 
+def test_a_cell_has_as_many_digits_as_its_column():
+    assert [compare.shown(name, 1234.5678) for name in ("score", "%", "latency", "merged", "to 90 %")] == [
+        "1234.6", "1234.57", "1234.57", "1234.57", "1235"]
+    assert (compare.shown("trained", 1234567), compare.shown("merged", None)) == ("1,234,567", "")
+
+
 def test_a_sweep_is_every_combination_of_its_values():
     assert compare.sweep_values(["lr=1e-3,1e-2", "rank=4"]) == [{"lr": 0.001, "rank": 4}, {"lr": 0.01, "rank": 4}]
     assert compare.sweep_values(["only=query", "per_layer=true"]) == [{"only": "query", "per_layer": True}]
@@ -173,6 +179,7 @@ REFUSED = {
     "--sweep rank=2 rank=4": "--sweep rank=4: rank is swept already",
     "--sweep rank=2,2": "--sweep rank 2,2: 2 is there twice",
     "--sweep task=claim": "--sweep task=claim: all rows have one task",
+    "--sweep seed=0,1": "--sweep seed=0,1: all rows have one seed",
     "--sweep steps=2,3 --steps 4": "--steps 4: --sweep sets steps already",
     "--sweep epochs=1,2 --steps 4": "--epochs 1.0 and --steps 4: name one of them",
     "--methods prompt --sweep words=7": "--words 7: it is only read with init=labels",

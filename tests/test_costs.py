@@ -51,6 +51,12 @@ def test_a_dense_projection_is_out_of_reach_where_fastfood_is_not():
     assert fastfood == (7 * 330_000_000, 2 * 330_000_000 * 10)  # 2.3 GB, 100 times fewer operations
 
 
+def test_a_permutation_takes_one_two_or_four_bytes_an_entry():
+    """Beside one byte of signs and four of Gaussians; d is padded to a power of two."""
+    lengths = 2**8, 2**8 + 1, 2**15, 2**15 + 1
+    assert [costs.projection(1, d)["fastfood"][0] - 5 for d in lengths] == [1, 2, 2, 4]
+
+
 def test_intrinsic_is_small_on_disk_and_larger_than_full_fine_tuning_in_memory():
     row = costs.row("gpt2", Intrinsic(dim=1000))
     D, blocks = 124_439_808, 121_524  # of 1024

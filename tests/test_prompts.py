@@ -84,7 +84,7 @@ def test_the_three_stages_have_the_same_number_of_words_and_the_same_test(monkey
     """The words found stand in front of test too; here they are given, and the oracle scores them one by one."""
     ran = pretend.training(monkeypatch, lambda s: (0.0, 70.0 + s.seed))
     found = []
-    monkeypatch.setattr(prompts, "search", lambda model, task, pad, length, candidates, seed: found.append(
+    monkeypatch.setattr(prompts, "search", lambda model, task, pad, length, candidates, seed, *_: found.append(
         (length, candidates, seed)) or [300 + seed] * length)
     line = "--base gpt-xs --task sentiment --examples 4 --length 3 --candidates 2 --seeds 2 --device cpu --out"
     for _ in range(2):
@@ -92,8 +92,9 @@ def test_the_three_stages_have_the_same_number_of_words_and_the_same_test(monkey
         assert found == [(3, 2, 0), (3, 2, 1)], "each is searched once"
     assert [(s.delta.length, s.seed, s.examples) for s in ran] == [(3, 0, 4), (3, 1, 4)]
 
-    model, tokenizer, task = prompts.train.prepare(settings_of("full", base="gpt-xs", task="sentiment", device="cpu"))
-    right = []
+    made = settings_of("full", base="gpt-xs", task="sentiment", examples=4, device="cpu")
+    model, tokenizer, task = prompts.train.prepare(made)
+    task, right = prompts.behind(made, model, tokenizer, 3), []
     for seed in range(2):
         logits = [model(torch.tensor([[300 + seed] * 3 + e.ids]))[0, -1, task.words] for e in task.test]
         answers = [task.labels[one.argmax()] for one in logits]
@@ -175,16 +176,44 @@ def test_texts_as_long_as_the_model_reads_lose_as_many_tokens_as_stand_in_front(
     prompts.main([*line.split(), "2"])
     printed = capsys.readouterr().out
     assert "16 texts are cut, so that 2 words in front fit" in printed and "\ndiscrete " in printed
-    with pytest.raises(Refused, match="--length 49: this model reads 96 tokens, .* choose at most 48"):
+    with pytest.raises(Refused, match="--length 49: this model reads 96 tokens in all; choose at most 48"):
         prompts.main([*line.split(), "49"])
 
     settings = settings_of("full", base="gpt-xs", data=str(long_texts))
     model, tokenizer, task = prompts.train.prepare(settings)
-    shorter = prompts.with_room(settings, model, tokenizer, task, 2)
+    shorter = prompts.behind(settings, model, tokenizer, 2)
     for whole, cut in zip(task.train, shorter.train):
         assert len(in_front(cut, [8, 9], model.config).ids) == len(whole.ids) == 96
         end = tokenizer.encode(" it was")
-        assert cut.ids[-2:] == whole.ids[-2:] == end and cut.ids[:-2] == whole.ids[:-4], "the text's end is cut"
+        assert cut.ids[-2:] == whole.ids[-2:] == end and cut.ids[1:-2] == whole.ids[1:-4], "the text's end is cut"
+
+
+@pytest.mark.parametrize("base", ["gpt-xs", "bert-xs"])
+def test_words_and_text_are_the_tokens_of_their_joined_string(base):
+    """`caring` and `the soup` are `caring the soup`: behind a word the text begins with a space."""
+    made = settings_of("full", base=base, task="claim", examples=4, device="cpu")
+    model, tokenizer, alone = prompts.train.prepare(made)
+    task, words = prompts.behind(made, model, tokenizer, 3), tokenizer.encode(" caring")
+    for one, other in zip(task.train, alone.train):
+        joined = in_front(one, words, model.config)
+        begin, end = (0, None) if model.config.causal else (1, joined.ids.index(tokenizer.mask))
+        assert joined.ids[begin:end] == tokenizer.encode(f" caring {one.text}")
+        assert one.targets[-3:] == other.targets[-3:] and one.text == other.text
+
+
+def test_only_tokens_that_their_string_is_read_as_are_candidates(monkeypatch):
+    """Two pieces that are one word together are read as that word, half a character as none."""
+    _, tokenizer, _ = prompts.train.prepare(settings_of("full", base="gpt-xs", task="claim", examples=4, device="cpu"))
+    reads = prompts.Behind(tokenizer).reads
+    soup, good = tokenizer.encode(" soup"), tokenizer.encode(" good")
+    assert len(soup) == len(good) == 1 and reads(soup) and reads(soup + good)
+    assert not reads([200]) and tokenizer.decode([200]) == "\ufffd"
+    pieces = tokenizer.encode(tokenizer.decode(good)[:2]), tokenizer.encode(tokenizer.decode(good)[2:])
+    assert tokenizer.decode(sum(pieces, [])) == " good" and not reads(sum(pieces, []))
+    monkeypatch.setattr(prompts, "mean_loss", lambda model, task, examples, words, pad: -len(words))
+    given = {"length": 4, "candidates": 400, "seed": 0}
+    assert search(stirred(GPT), TASK, 0, **given, reads=lambda words: words[-1] == 7) == [7] * 4
+    assert search(stirred(GPT), TASK, 0, **given, reads=lambda words: False) == []
 
 
 def test_only_what_the_lm_head_answers_can_be_prompted(long_texts, tmp_path, monkeypatch):
