@@ -397,7 +397,7 @@ def test_ones_own_labels_train_a_classifier_beside_the_delta(tmp_path):
         rows = [f"{split} {i} {'soup' if i % 2 else 'fish'}\t{i % 2}" for i in range(8)]
         (tmp_path / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
     for name, base in (("full", "bert-xs"), ("bitfit", "bert-xs"), ("lora", "gpt-xs")):
-        record = train.run(settings(name, data=str(tmp_path), base=base), tmp_path / "out", report.quiet)
+        record = train.run(settings(name, data=str(tmp_path), examples=8, base=base), tmp_path / "out", report.quiet)
         width = SHAPES[base].d_model
         assert record["task"] == tmp_path.name
         assert record["head_params"] == 2 * width + 2 + (width ** 2 + width if base == "bert-xs" else 0)
