@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 import methods.prefix
 import pretend
@@ -21,6 +22,7 @@ from deltas import methods as techniques
 from harness import identity, report, results
 from harness.settings import Settings
 
+PROGRAMS = "model.py", "deltas.py", "fastfood.py", "harness/settings.py", "data/tasks.py", "data/world.py"
 TRAIN = "text\tlabel\nthe soup was good\tyes\nthe soup was cold\tno\n"
 
 
@@ -47,8 +49,8 @@ class Desk:
         self.out, self.code, self.capsys, self.said = folder / "out", folder / "code", capsys, []
         self.weights, self.data = folder / "data" / "weights", folder / "mine"
         self.measurement = folder / "lab" / "measure.py"
-        names = *identity.CODE, "data/tasks.py", "data/world.py", "methods/adapter.py", "methods/prefix.py"
-        files = dict.fromkeys((self.code / name for name in (*names, "methods/prompt.py")), "PROGRAM = 1\n")
+        names = (*PROGRAMS, "methods/adapter.py", "methods/prompt.py")
+        files = dict.fromkeys((self.code / name for name in names), "PROGRAM = 1\n")
         files |= {self.code / name: (identity.ROOT / name).read_text(encoding="utf-8")
                   for name in ("train.py", "methods/prefix.py")}
         files |= {self.weights / "gpt-xs.pt": "weights", self.weights.parent / "bpe.txt": "tokens",
@@ -231,7 +233,7 @@ def test_an_edited_program_makes_new_results_and_a_comment_does_not(desk):
                      ("import torch\n", "import torch\n\n# Comments are for readers.\n")):
         edit(desk.code / "train.py", old, new)
         assert desk.command() == 0 and desk.said == [], old
-    for name in ("model.py", "deltas.py", "fastfood.py", "harness/settings.py", "data/tasks.py", "data/world.py"):
+    for name in PROGRAMS:
         edit(desk.code / name, "1", "2")
         assert desk.command() == 1 and desk.said == [f"kept results are not used: {name} has changed since"]
 
@@ -264,6 +266,13 @@ def test_an_edited_measurement_is_made_again(desk):
     assert desk.measured() == (3.0, False)
     edit(desk.code / "model.py", "1", "2")
     assert desk.measured() == (3.0, True) and desk.said == ["kept results are not used: model.py has changed since"]
+
+
+def test_a_decorated_measurement_rests_on_the_file_in_which_it_is_written():
+    @torch.no_grad()
+    def measure():
+        pass
+    assert "tests/test_results.py" in identity.code(measure=measure), "not torch's file of the decorator"
 
 
 # ---- read once a command ----
