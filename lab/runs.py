@@ -123,7 +123,8 @@ def check(runs, plan, fits=lambda settings, model, tokenizer, task: None):
         for settings in {repr(one.delta): one for one in group if one.seed == group[0].seed}.values():
             delta = settings.delta.for_task(task)
             checks.sensible(delta, model)
-            if not settings.shipped:  # a large copy would take longer than a first use of the meta device
+            if not settings.shipped or getattr(delta, "projection", "") == "dense":
+                # A large copy, or drawing a dense projection, takes longer than a first use of the meta device.
                 attached(model.config, delta)
                 continue
             with checks.blame(f"{delta}: with these settings a new delta gives"):
