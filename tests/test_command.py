@@ -145,7 +145,7 @@ def test_a_data_folder_called_corpus_is_compared_as_any_other_and_pretraining_wi
     folder = tmp_path / "corpus"
     folder.mkdir()
     for split in ("train", "dev"):
-        (folder / f"{split}.tsv").write_text("text\tlabel\na fine film\t1\na dull film\t0\n", encoding="utf-8")
+        (folder / f"{split}.tsv").write_text("text\tlabel\n" + "a fine film\t1\na dull film\t0\n" * 6, encoding="utf-8")
     command(monkeypatch, f"--method bitfit --data {folder} {SMALL} --out {tmp_path}")
     assert [(r["method"], r["task"]) for r in results.read(tmp_path)] == [
         ("bitfit", "corpus"), ("full", "corpus"), ("bitfit", "corpus")]
