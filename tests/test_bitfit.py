@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from deltas import attach, count, trainable
+from harness import checks
 from lab.sizes import counted
 from methods.bitfit import BitFit
+from methods.lora import LoRA
 from methods.prefix import KeysValues
 from model import Config, Transformer
 from tiny import BERT, GPT, IDS, both, same, stirred
@@ -67,6 +69,11 @@ def test_the_keys_bias_is_dead(config):
         for block in model.blocks:
             block.attention.key.bias += 7
     same(model(IDS), before, "the key's bias moves nothing")
+
+
+def test_only_a_trained_key_bias_counts_as_one_that_noise_alone_moves():
+    deltas = BitFit(), BitFit(only="query_up"), LoRA()
+    assert [len(checks.key_biases(attach(delta, Transformer(GPT)))) for delta in deltas] == [2, 0, 0]
 
 
 def test_a_prefix_brings_the_keys_bias_to_life():

@@ -166,6 +166,13 @@ def test_a_cell_has_as_many_digits_as_its_column():
     assert (compare.shown("trained", 1234567), compare.shown("merged", None)) == ("1,234,567", "")
 
 
+def test_words_stand_on_the_left_of_a_column_and_numbers_on_the_right(capsys):
+    compare.show([{"technique": "bitfit", "family": "specification", "trained": 1234}])
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.startswith(f"{'technique':<24}{'family':<17}{'trained':>10}{'%':>7}")
+    assert line.startswith(f"{'bitfit':<24}{'specification':<17}{'1,234':>10}")
+
+
 def test_a_sweep_is_every_combination_of_its_values():
     assert compare.sweep_values(["lr=1e-3,1e-2", "rank=4"]) == [{"lr": 0.001, "rank": 4}, {"lr": 0.01, "rank": 4}]
     assert compare.sweep_values(["only=query", "per_layer=true"]) == [{"only": "query", "per_layer": True}]

@@ -1,5 +1,6 @@
 """Counts at real sizes: the real code on the meta device, the closed formulas, and what the papers print."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -92,6 +93,14 @@ def test_the_table_is_no_wider_than_110_columns(rows):
     lines = papers.table(rows)
     assert max(map(len, lines)) <= 110
     assert "62 of 87 printed numbers are reproduced to the printed digits:" in lines
+
+
+def test_the_csv_has_every_printed_number(rows, monkeypatch, tmp_path):
+    monkeypatch.setattr(papers, "rows", lambda: rows)
+    costs.main(["--check", "--csv", str(tmp_path / "papers.csv")])
+    with open(tmp_path / "papers.csv", encoding="utf-8", newline="") as file:
+        written = [(row["what"], row["printed"], row["verdict"]) for row in csv.DictReader(file)]
+    assert written == [(r.what, r.printed, r.verdict) for r in rows]
 
 
 @pytest.mark.slow

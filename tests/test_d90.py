@@ -61,6 +61,13 @@ def test_the_target_is_nine_tenths_of_full_and_another_lies_above_chance(monkeyp
     assert {s.seed for s in subspaces} == {0, 1}, "a seed draws the subspace too"
 
 
+def test_every_run_is_planned_and_full_fine_tuning_has_no_field_of_the_subspace(tmp_path):
+    plan = d90.plan(Runs(tmp_path, 1), (8, 16), (0.003, 0.01), projection="dense", base="gpt-xs")
+    assert [(s.delta.name, s.lr) for s in plan[:1]] == [("full", methods()["full"].lr)]
+    assert [(s.delta.name, s.delta.dim, s.delta.projection, s.lr) for s in plan[1:]] == [
+        ("intrinsic", d, "dense", lr) for d in (8, 16) for lr in (0.003, 0.01)]
+
+
 def test_a_bracket_is_printed_with_what_was_tried(capsys):
     found = {"full": 80.0, "chance": 50.0, "D": 5000, "targets": {"raw": 72.0, "above chance": 77.0},
              "brackets": {"raw": (16, 32), "above chance": (64, None)}, "curve": {16: (40.0, 1.0), 32: (75.0, 2.5)}}
