@@ -280,6 +280,15 @@ def test_only_the_label_words_compete():
     assert torch.isclose(tasks.loss(model, free, batch), expected)
 
 
+def test_only_windows_of_sixteen_batches_are_sorted_by_length():
+    """64 texts in batches of 2: a batch holds neighbours of one half of the drawn order, never of both."""
+    texts = [example(1 + i % 7) for i in range(64)]
+    drawn = torch.randperm(64, generator=torch.Generator().manual_seed(0)).tolist()
+    halves = set(drawn[:32]), set(drawn[32:])
+    found = [group for group, *_ in batches(texts, 2, 0, torch.Generator().manual_seed(0))]
+    assert all(set(group) <= halves[0] or set(group) <= halves[1] for group in found), "a window is sixteen batches"
+
+
 def test_the_dev_score_is_over_examples_and_not_over_batches():
     """Three short texts answered right, one long one wrong, in batches of three and one: 75, not 50."""
     model = Says([[0.0, 0, 0, 0, 0], [0.0, 5, 0, 0, 0], [0.0, 0, 0, 5, 0]])
