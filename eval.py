@@ -27,9 +27,10 @@ def main():
     if argv[0] not in DOORS:
         boundary.say(f"{argv[0]!r} is none of {', '.join(DOORS)}", 2)
         raise SystemExit(2)
-    import_module(DOORS[argv[0]]).main(argv[1:])  # by name, so that a door costs nothing until it is opened
+    room = import_module(DOORS[argv[0]])  # by name, so that a door costs nothing until it is opened
+    boundary.run(lambda: room.main(argv[1:]))
 
 
 if __name__ == "__main__":
     boundary.begin()
-    boundary.run(main)
+    main()

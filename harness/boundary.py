@@ -26,8 +26,16 @@ def terminated(number, frame):
     raise Terminated
 
 
+def at_once(number, frame):
+    """While modules are imported there is nothing to keep, and an exception inside torch's import can go anywhere."""
+    say("\ninterrupted", 128 + number)
+    os._exit(128 + number)
+
+
 def run(main):
     """Call main() as a program: what ends it becomes one line and a status; a bug passes, to show its place."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, terminated)
     try:
         try:
             main()
@@ -91,7 +99,8 @@ def begin():
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     warnings.formatwarning = lambda message, *_: f"{message}\n"
     sys.excepthook = hook
-    signal.signal(signal.SIGTERM, terminated)
+    signal.signal(signal.SIGINT, at_once)
+    signal.signal(signal.SIGTERM, at_once)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: >&-
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
