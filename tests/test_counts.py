@@ -95,6 +95,19 @@ def test_the_table_is_no_wider_than_110_columns(rows):
     assert "62 of 87 printed numbers are reproduced to the printed digits:" in lines
 
 
+def test_gpt3_with_an_untied_head_is_still_not_what_is_printed(rows):
+    row, = (r for r in rows if r.what == "GPT-3 175B")
+    assert row.ours == 174_604_259_328 + 50_257 * 12_288 and row.verdict == "off -0.019 %"
+
+
+def test_a_note_stands_below_the_number_that_has_one_and_nowhere_else():
+    rows = [Row("a paper", "small", "2M", 2_000_000, "m=2"), Row("a paper", "large", "4M", 2_000_000, "m=4", "a slip")]
+    lines = papers.table(rows)
+    assert [line.split() for line in lines[2:6]] == [
+        ["a", "paper"], "small 2M 2,000,000 m=2 exact".split(),
+        "large 4M 2,000,000 m=4 off -50 %".split(), ["a", "slip"]]
+
+
 def test_the_csv_has_every_printed_number(rows, monkeypatch, tmp_path):
     monkeypatch.setattr(papers, "rows", lambda: rows)
     costs.main(["--check", "--csv", str(tmp_path / "papers.csv")])
