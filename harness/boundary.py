@@ -14,7 +14,7 @@ import time
 import warnings
 
 BEGIN = time.time()  # before torch is imported, so that the last line says how long a user has waited
-SPINS = "1000"
+SPINS = "20000"
 kept = {}  # {what: a sentence}: what an interruption does not lose, said by those who keep it
 
 
