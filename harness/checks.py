@@ -1,4 +1,4 @@
-"""The self-check of every run: what must be true of any delta, whatever the technique; and the memory of a step."""
+"""What a run checks: before (folder, size), on the way (finite), after (what must be true of any delta); a step's memory."""
 
 import os
 import shutil
