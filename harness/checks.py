@@ -1,4 +1,4 @@
-"""What a run checks: before (folder, size), on the way (finite), after (what must be true of any delta); a step's memory."""
+"""What a run checks: before it (folder, size), on the way (finite), after it (what holds for any delta); memory."""
 
 import os
 import shutil
