@@ -86,7 +86,7 @@ def append(out, record):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-        file = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+        file = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             os.write(file, ("\n" * bool(torn) + line + "\n").encode())  # in one piece, at what is the end by then
             os.fsync(file)

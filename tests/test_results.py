@@ -300,3 +300,12 @@ def test_a_run_rests_on_what_it_has_read(tmp_path):
     record = train.run(mine, tmp_path / "out", lambda line: edit_once.pop()() if edit_once else None)
     assert record["content"] == content != mine.key["content"]
     assert record["file"] == file != mine.file and (tmp_path / "out" / file).is_file()
+
+
+def test_a_link_in_place_of_results_jsonl_is_not_written_through(tmp_path, capsys):
+    (tmp_path / "elsewhere").write_text("kept\n", encoding="utf-8")
+    (tmp_path / "results.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError):
+        results.append(tmp_path, {"method": "lora"})
+    assert (tmp_path / "elsewhere").read_text(encoding="utf-8") == "kept\n"
+    assert capsys.readouterr().out == '{"method": "lora"}\n', "a record that cannot be written is printed"
