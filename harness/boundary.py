@@ -34,7 +34,8 @@ def at_once(number, frame):
 
 def run(main):
     """Call main() as a program: what ends it becomes one line and a status; a bug passes, to show its place."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, terminated)
     try:
         try:
@@ -99,7 +100,8 @@ def begin():
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     warnings.formatwarning = lambda message, *_: f"{message}\n"
     sys.excepthook = hook
-    signal.signal(signal.SIGINT, at_once)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not a debugger's
+        signal.signal(signal.SIGINT, at_once)
     signal.signal(signal.SIGTERM, at_once)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: >&-
