@@ -98,15 +98,15 @@ class Attention(nn.Module):
         B, T, D = x.shape
         return x.view(B, T, self.n_head, D // self.n_head).transpose(1, 2)             # (B, H, T, D/H)
 
-    def forward(self, x, mask=None, cache=None):
-        """x (B, T, D); mask (B, 1, T, S), False where a query must not look; cache: see Transformer."""
-        q, k, v = self.heads(self.query(x)), self.heads(self.key(x)), self.heads(self.value(x))
+    def forward(self, x, mask=None, cache=None, here=None):
+        """x (B, T, D); mask (B, 1, T, S), False where a query must not look; cache: see Transformer, here: Block."""
+        q, k, v = self.heads(self.query(only(x, here))), self.heads(self.key(x)), self.heads(self.value(x))
         if cache is not None:
             if self in cache:
                 k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache[self], (k, v)))
             cache[self] = k, v                                                         # (B, H, S, D/H)
         k, v, mask = self.prefix(k, v, mask)
-        if x.is_cuda:
+        if fused(x):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:  # written out: it can be stepped through, and in bfloat16 it is the faster one on a CPU
             scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])                    # (B, H, T, S)
@@ -114,6 +114,16 @@ class Attention(nn.Module):
                 scores = scores.masked_fill(~mask, float("-inf"))
             x = scores.softmax(dim=-1) @ v                                             # (B, H, T, D/H)
         return self.out(x.transpose(1, 2).flatten(2))                                  # (B, T, D)
+
+
+def fused(x):
+    """Is PyTorch's attention in one kernel the faster one? On a GPU."""
+    return x.is_cuda
+
+
+def only(x, here):
+    """Of x (B, T, ...) one place a text, (B, 1, ...), at the indices `here`, (B,) rows and (B,) places; or all of x."""
+    return x if here is None else x[here][:, None]
 
 
 class MLP(nn.Module):
@@ -138,14 +148,15 @@ class Block(nn.Module):
         self.after_mlp = Slot()
         self.norm2 = nn.LayerNorm(config.d_model, eps=config.eps)
 
-    def forward(self, x, mask=None, cache=None):
+    def forward(self, x, mask=None, cache=None, here=None):
+        """x (B, T, D) -> (B, T, D), or (B, 1, D) if the output is wanted `here` only, at one place a text."""
         if self.norm_first:
-            x = x + self.after_attention(self.attention(self.norm1(x), mask, cache))
+            x = only(x, here) + self.after_attention(self.attention(self.norm1(x), mask, cache, here))
             x = x + self.after_mlp(self.mlp(self.norm2(x)))
         else:
-            x = self.norm1(x + self.after_attention(self.attention(x, mask, cache)))
+            x = self.norm1(only(x, here) + self.after_attention(self.attention(x, mask, cache, here)))
             x = self.norm2(x + self.after_mlp(self.mlp(x)))
-        return x                                                                       # (B, T, D)
+        return x
 
 
 class LMHead(nn.Module):
@@ -256,11 +267,15 @@ class Transformer(nn.Module):
         x = self.embedding_norm(x)
         seen = next(iter(cache.values()))[0].shape[2] if cache else 0
         mask = visible(keep, x.shape[1], seen + x.shape[1], self.config.causal)        # (B, 1, P+T, S)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, mask, cache)
-        x = self.final_norm(x[:, -T:])                                                 # (B, T, D)
-        if at is not None:
-            x = x[at]                                                                  # (N, D)
+        if at is not None and (at.sum(dim=1) == 1).all():  # nobody reads the last block's other outputs
+            here = F.pad(at, (x.shape[1] - T, 0)).nonzero(as_tuple=True)               # (B,), (B,)
+            x = self.blocks[-1](x, only(mask.transpose(1, 2), here), cache, here)[:, 0]  # (B, D), and N = B
+        else:
+            x = self.blocks[-1](x, mask, cache)[:, -T:]                                # (B, T, D)
+            x = x if at is None else x[at]                                             # (N, D)
+        x = self.final_norm(x)
         if isinstance(self.head, Classifier) and self.pooler is not None:
             x = self.pooler(x)
         return self.head(x)
@@ -274,10 +289,10 @@ def visible(keep, queries, keys, causal):
     """
     mask = F.pad(keep, (keys - keep.shape[1], 0), value=True)[:, None, None, :]        # (B, 1, 1, S)
     if causal:
-        triangle = torch.ones(keys, keys, dtype=torch.bool, device=keep.device).tril()
-        itself = torch.eye(keys, dtype=torch.bool, device=keep.device)  # a pad left of the text: not NaN
-        mask = mask & triangle[-queries:] | itself[-queries:]                          # (B, 1, T, S)
-    return mask
+        triangle = torch.ones(queries, keys, dtype=torch.bool, device=keep.device).tril(keys - queries)
+        itself = triangle.triu(keys - queries)  # a pad left of the text sees itself: not NaN
+        mask = mask & triangle | itself
+    return mask.expand(-1, -1, queries, -1)                                            # (B, 1, T, S)
 
 
 @torch.no_grad()
@@ -291,11 +306,11 @@ def generate(model, ids, keep=None, steps=64, stop=None):
     at = torch.arange(ids.shape[1], device=ids.device) == last                         # (B, T)
     cache, new, done = {}, [], torch.zeros_like(last, dtype=torch.bool)
     for _ in range(steps):
-        ids = finite(model(ids, keep, at=at, cache=cache)).argmax(dim=-1, keepdim=True)  # (B, 1)
+        logits = finite(model(ids, keep, at=at, cache=cache))                          # (B, V), then (B, 1, V)
+        ids = logits.flatten(end_dim=-2).argmax(dim=-1, keepdim=True)                  # (B, 1)
         new.append(ids)
         done |= ids == stop if stop is not None else False
         if done.all():
             break
-        at = torch.ones_like(ids, dtype=torch.bool)
-        keep = torch.cat([keep, at], dim=1)
+        at, keep = None, F.pad(keep, (0, 1), value=True)
     return torch.cat(new, dim=1)

@@ -75,8 +75,8 @@ def run(settings: Settings, out, say=print, fresh=False):
         "delta_percent": stored.percent, "trained_params": counted.delta, "stored_bytes": size,
         "metric": task.metric or "probability", "score": found, "dev_score": dev,
         "frozen_score": frozen, "majority_score": task.majority, "full_score": None, "relative": None,
-        "ms_per_step": ms_per_step, "peak_mb": memory["peak"], "memory_mb": memory, "curve": curve,
-        "seconds": time.time() - begin, "file": file, "settings": given.plain,
+        "ms_per_step": ms_per_step, "machine": report.machine(), "peak_mb": memory["peak"], "memory_mb": memory,
+        "curve": curve, "seconds": time.time() - begin, "file": file, "settings": given.plain,
         "content": content, "where": given.where,
     } | full
 
@@ -111,7 +111,7 @@ def train(model, task, pad, settings, say, kept_at=None, fresh=True):
     """
     parameters = trainable(model)
     # No weight decay: it would pull a base's weights towards zero, not towards where they started.
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=0.0, fused=True)
     warmup = max(1, round(0.06 * settings.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / warmup, (settings.steps - step) / max(1, settings.steps - warmup)))
@@ -137,11 +137,12 @@ def train(model, task, pad, settings, say, kept_at=None, fresh=True):
             with settings.precision(), checks.diverging(step, settings):
                 curve.append((step, tasks.dev_score(model, task, task.dev, pad)))
             if best is None or curve[-1][1] > best[0]:
-                best = curve[-1][1], {name: p.detach().clone() for name, p in parameters.items()}
+                last = step == settings.steps  # then it is where it should be, and no copy is needed
+                best = curve[-1][1], {} if last else {name: p.detach().clone() for name, p in parameters.items()}
             kept.save(step, curve, best, spent)
         progress(step, value, curve, last=step in evaluated)
-    for name, p in parameters.items():
-        p.data.copy_(best[1][name])
+    for name, p in best[1].items():
+        parameters[name].data.copy_(p)
     return curve, 1000 * spent / settings.steps
 
 

@@ -93,7 +93,7 @@ class Check:
         """Note what is frozen, and where the delta starts; the folder must have room for delta and state."""
         writable(out, 5 * sum(p.nbytes for p in trainable(model).values()))
         self.frozen = fingerprint(frozen(model))
-        self.first = {name: p.detach().clone() for name, p in trainable(model).items()}
+        self.first = {name: fingerprint({name: p}) for name, p in trainable(model).items()}
 
     def end(self, model):
         """Frozen tensors are bit-identical, and every delta tensor has moved, or it is said why not."""
@@ -103,7 +103,7 @@ class Check:
         size = sum(p.numel() for p in still.values())
         self.say(f"check      frozen: {f'{size:,} parameters are bit-identical' if still else 'nothing is frozen'}")
         mine = trainable(model)
-        unmoved = [name for name in mine if torch.equal(mine[name], self.first[name])]
+        unmoved = [name for name in mine if fingerprint({name: mine[name]}) == self.first[name]]
         self.say(f"check      delta: {len(mine) - len(unmoved)} of {len(mine)} tensors have moved"
                  + "".join(f"\n           {name} has not: {why_not(mine[name])}" for name in unmoved))
         if settled := key_biases(model):

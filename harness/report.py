@@ -1,8 +1,14 @@
 """What a reader sees of a run: the setting, the counts, the progress, the comparison; and `--explain`."""
 
+import os
+import platform
+import re
 import shlex
 import sys
 import time
+from pathlib import Path
+
+import torch
 
 from data.files import shown
 from deltas import count
@@ -78,6 +84,20 @@ def saved(save, file, say):
         return None, None
 
 
+def machine():
+    """Where a timing was taken, in one line: the processor, what speeds bfloat16 up on it, cores, threads, PyTorch."""
+    info = Path("/proc/cpuinfo")
+    told = info.read_text(encoding="utf-8") if info.exists() else ""
+    name = re.search(r"model name\s*: (.*)", told)
+    flags = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx2": "AVX2"}
+    has = next((word for flag, word in flags.items() if re.search(rf"\b{flag}\b", told)), "")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    processor = name[1] if name else platform.processor() or platform.machine()
+    return ", ".join(filter(None, [
+        gpu, processor, has or torch.backends.cpu.get_cpu_capability(), f"{os.cpu_count()} cores",
+        f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]))
+
+
 def share(record, full):
     """What a record gets once full fine-tuning's is known: its score, and the own one as a share of it."""
     return {"full_score": full["score"], "relative": record["score"] / full["score"] if full["score"] else None}
@@ -97,6 +117,7 @@ def comparison(record, full, say):
         name = "full fine-tuning" if row["method"] == "full" else row["method"]
         say(f"{name:<24}{row['score']:8.1f}{row['trained_params'] + row['head_params']:12,}{row['ms_per_step']:9.1f}"
             f"{row['peak_mb']:8.1f} MB{row['stored_bytes'] or 0:14,}")
+    say(f"ms/step on {record['machine']}")
     if full and record["method"] != "full" and record["relative"] is not None:
         say(f"\n{record['method']} reaches {100 * record['relative']:.1f} % of full fine-tuning with "
             f"{record['delta_percent']:.2f} % of its parameters.")

@@ -5,7 +5,7 @@
     trained_params stored_bytes                                 the delta while training; the file
     metric score dev_score frozen_score majority_score          in percent, on test (dev where there is no test)
     full_score relative                                         full fine-tuning of the same setting; score / full
-    ms_per_step peak_mb memory_mb seconds curve                 curve: [step, dev score] on the way
+    ms_per_step machine peak_mb memory_mb seconds curve         where it was timed; curve: [step, dev score]
     file settings content where                                 the saved delta; settings as given; digests of base,
                                                                 data and code; the folders that settings only name
 

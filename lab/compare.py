@@ -80,7 +80,7 @@ def row(name, records, full, cost=None):
         "%": 100 * first["trained_params"] / first["base_params"],
         "stored B": first["stored_bytes"], "score": mean(scores(records)), "± sd": sd(scores(records)),
         "of full": share(mean(scores(records)), goal), "ms/step": mean([r["ms_per_step"] for r in records]),
-        "MB": first["peak_mb"], "to 90 %": steps_to(records, 0.9 * dev(full)),
+        "MB": first["peak_mb"], "machine": first["machine"], "to 90 %": steps_to(records, 0.9 * dev(full)),
         "latency": cost and cost["ratio"], "merged": cost and cost["merged_ratio"],
         "command": command(first), "curve": mean_curve(records),
     }
@@ -228,6 +228,8 @@ def main(argv):
     new = write_csv(rows, out / "compare.csv")
     print()
     show(rows)
+    print(f"ms/step on {'; '.join(dict.fromkeys(one['machine'] for one in rows))}; latency and merged in turns, now "
+          "or when they were kept")
     print(f"\ntable: {out / 'compare.csv'}, with the command that repeats each row")
     if not new and (out / PICTURES[-1]).is_file():  # drawing takes longer than all the rest
         return print("pictures: as they were")

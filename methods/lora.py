@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from deltas import Delta, Refused, matrix_entries, setting
@@ -39,7 +40,7 @@ class LoRALinear(nn.Module):
         nn.init.normal_(self.A, std=(3 * d_in) ** -0.5)
 
     def forward(self, x):
-        return self.linear(x) + self.scale * (x @ self.A.T @ self.B.T)                 # (..., d_out)
+        return self.linear(x) + F.linear(F.linear(x, self.A), self.scale * self.B)     # W_0 x + (alpha / r) B A x
 
     def merged(self):
         self.linear.weight += self.scale * (self.B @ self.A)

@@ -17,7 +17,7 @@ from tiny import GPT, IDS, stirred
 def test_the_next_word_is_read_at_a_rows_last_token_and_decoding_ends_once_every_row_has_stopped():
     """A model whose next word is always the current one plus 1: 3 -> 4 5 6 7, 5 -> 6 7 (and on)."""
     def counts_on(ids, keep, at, cache):
-        assert at.sum(dim=1).tolist() == [1, 1], "one place a row"
+        assert at is None or at.sum(dim=1).tolist() == [1, 1], "one place a row"
         return F.one_hot(ids[at] + 1, 17).float()
 
     def decoded(*ids, keep=None, **how):
