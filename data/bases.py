@@ -57,9 +57,13 @@ def load_base(name, scratch=False):
         raise Refused(f"base {shown(repr(name))}: choose from {', '.join(SHAPES)}, or give a checkpoint's folder")
     from data import checkpoints  # needs safetensors, which the little world does not
     config, state = checkpoints.read(name)
-    model = Transformer(config)
-    if not scratch:
-        model.load_state_dict(state)
+    if scratch:
+        model = Transformer(config)
+    else:
+        model = checkpoints.unfilled(config)
+        model.load_state_dict(state, assign=True)
+        if config.tied and config.lm_head != "none":
+            model.head.decoder.weight = model.tokens.weight  # one parameter again, and not two of one memory
     tokenizer = checkpoints.tokenizer(name)
     if config.lm_head == "mlm" and tokenizer.mask is None:
         raise Refused(f"{name}: the model fills in masked words, but its tokenizer has no mask token")

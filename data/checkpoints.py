@@ -1,8 +1,11 @@
 """Reads a Hugging Face folder (config.json and model.safetensors) of the GPT-2, BERT or RoBERTa family.
 
     config, state = read(folder)
-    model = Transformer(config)
-    model.load_state_dict(state)                 # strict: read() gives every tensor, in float32
+    model = unfilled(config)                         # shapes alone
+    model.load_state_dict(state, assign=True)        # strict: read() gives every tensor, in float32
+
+A checkpoint is larger than anything else in a run, so it is held once: the headers are checked first, then one tensor
+after the other is read, and it becomes the parameter itself.
 
 The three families are this project's one Transformer under other names; three things differ in substance:
 
@@ -18,9 +21,12 @@ pooler, which that family's pretraining never trained. Left out with a warning: 
 import re
 import shlex
 import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from data.files import field, json_of, pointer, shown, sound, there
 from data.tokenizers import bpe_from, wordpiece_from
@@ -82,7 +88,7 @@ def read(folder):
     folder = Path(folder)
     settings = read_settings(folder)
     family = settings["model_type"]
-    tensors = load_tensors(folder, family)
+    tensors = stored_tensors(folder, family)
     sizes = config_fields(folder, settings)
     blocks = {found[1] for name in tensors if (found := re.match(r"(?:h|encoder\.layer)\.(\d+)\.", name))}
     if sizes["n_layer"] != len(blocks):  # before so many blocks are built
@@ -92,26 +98,40 @@ def read(folder):
         config, names = (read_gpt2 if family == "gpt2" else read_bert)(settings, sizes, tensors)
     except Refused as error:
         raise Refused(f"{folder}: config.json: {error}") from None
-    with torch.device("meta"):
-        wanted = {key: tensor.shape for key, tensor in Transformer(config).state_dict().items()}
     sources = {}
-    for key in wanted:
+    for key in unfilled(config).state_dict():
         module, leaf = key.rsplit(".", 1)
         sources[key] = names.get(key) or f"{names[module]}.{leaf}"
 
-    faults = [f"{shown(name)} has no place in this model" for name in tensors if name not in sources.values()]
+    def part(tensor, key):
+        if family == "gpt2" and ".c_" in sources[key]:
+            return piece(tensor, key)
+        return tensor[sizes["n_ctx"] - config.n_ctx:] if key == "positions.weight" and tensor.dim() else tensor
+
+    check_fit(folder, config, sources, tensors, part)
     state = {}
     for key, name in sources.items():
-        if name not in tensors:
+        if config.tied and key == "head.decoder.weight":
+            state[key] = state["tokens.weight"]
+        else:
+            state[key] = tensors[name].read(part, key)
+            sound({name: state[key]}, tensors[name].path)
+    return config, state
+
+
+def check_fit(folder, config, sources, tensors, part):
+    """Refuse tensors that are missing, left over or of another shape than our parameter, before any is read."""
+    faults = [f"{shown(name)} has no place in this model" for name in tensors if name not in sources.values()]
+    for key, wanted in unfilled(config).state_dict().items():
+        if (name := sources[key]) not in tensors:
             faults.append(f"{name} is missing")
             continue
-        state[key] = piece(tensors[name], key) if family == "gpt2" and ".c_" in name else tensors[name]
-        if state[key].shape != wanted[key]:
-            which = f" (its part for {key})" if tensors[name].dim() != state[key].dim() or ".c_attn." in name else ""
-            faults.append(f"{name} is {tuple(state[key].shape)}{which}, config.json says {tuple(wanted[key])}")
+        like, found = tensors[name].like, part(tensors[name].like, key)
+        if found.shape != wanted.shape:
+            which = f" (its part for {key})" if like.dim() != found.dim() or ".c_attn." in name else ""
+            faults.append(f"{name} is {tuple(found.shape)}{which}, config.json says {tuple(wanted.shape)}")
     if faults:
         raise Refused(f"{folder}: {len(faults)} tensors do not fit: {'; '.join(dict.fromkeys(faults[:8]))}")
-    return config, state
 
 
 def piece(tensor, key):
@@ -119,6 +139,19 @@ def piece(tensor, key):
     tensor = tensor.t() if tensor.dim() == 2 else tensor                               # (out, in) or (out,)
     third = {"query": 0, "key": 1, "value": 2}.get(key.split(".")[-2])
     return tensor if third is None or not tensor.dim() else tensor.tensor_split(3)[third]
+
+
+def unfilled(config):
+    """Transformer(config) on the meta device: its shapes without values, which take memory and time."""
+    with Undrawn(), torch.device("meta"):
+        return Transformer(config)
+
+
+class Undrawn(TorchFunctionMode):
+    """Inside, normal_ does nothing: on the meta device PyTorch would import its compiler for it (67 MB, a second)."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return None if function is torch.nn.init.normal_ else function(*args, **kwargs or {})
 
 
 def tokenizer(folder):
@@ -197,33 +230,58 @@ def how_to_convert(folder):
     return f"To convert pytorch_model.bin: {shlex.join(words)}"
 
 
-def load_tensors(folder, family):
-    """{name: tensor in float32} of one file or of several, without the family's prefix and what is left out."""
+@dataclass
+class Stored:
+    """A tensor in a file: its shape and dtype at once, its values when they are needed."""
+
+    path: Path
+    name: str                    # the file's name for it
+    like: torch.Tensor           # on the meta device
+
+    def read(self, part=lambda tensor: tensor, *inputs):
+        """part(tensor, *inputs) in float32, in memory of its own: what is written there never reaches the file.
+
+        The file is mapped anew each time, since what has been read of a mapping is held until the mapping ends.
+        """
+        with opened(self.path) as file:
+            tensor = part(file.get_tensor(self.name), *inputs)  # still the mapping, which the next line reads
+        return torch.empty(tensor.shape, dtype=torch.float32).copy_(tensor)
+
+
+@contextmanager
+def opened(path):
+    """The safetensors file at `path`, mapped and not yet read; Refused if it is none."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
         raise Refused("reading a checkpoint needs safetensors: pip install safetensors") from None
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise Refused(f"{path}: cut short, or not a safetensors file ({shown(str(error))})") from None
+
+
+def stored_tensors(folder, family):
+    """{name: Stored} of one file or of several, without the family's prefix and what is left out."""
     tensors, left_out = {}, []
     for path in weight_files(folder):
         if pointer(path):
             raise Refused(f"{path}: a git-lfs pointer, not the file itself (git lfs pull fetches it)")
-        try:
-            with safe_open(path, "pt") as file:
-                held = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-            raise Refused(f"{path}: cut short, or not a safetensors file ({shown(str(error))})") from None
-        for name, tensor in held.items():
-            name = name.removeprefix(PREFIX[family])
+        with opened(path) as file:
+            held = [Stored(path, name, file.get_tensor(name).to("meta")) for name in file.keys()]
+        for stored in held:
+            name = stored.name.removeprefix(PREFIX[family])
             name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
             if OTHER_HEADS.fullmatch(name):
                 left_out.append(name)
             elif not BUFFERS.fullmatch(name) and not name.startswith(UNTRAINED[family]):
                 if name in tensors:
                     raise Refused(f"{path}: {shown(name)} stands there twice, under two names or in two files")
-                if tensor.dtype not in FLOATS:
-                    raise Refused(f"{path}: {shown(name)} is {tensor.dtype}; weights are float16, bfloat16, float32 or "
-                                  "float64 (quantised ones must be dequantised first)")
-                tensors |= sound({name: tensor.to(torch.float32)}, path)
+                if stored.like.dtype not in FLOATS:
+                    raise Refused(f"{path}: {shown(name)} is {stored.like.dtype}; weights are float16, bfloat16, "
+                                  "float32 or float64 (quantised ones must be dequantised first)")
+                tensors[name] = stored
     if left_out:
         heads = shown(", ".join(left_out), 200)
         warnings.warn(f"{folder}: the head of another task is left out: {heads}", stacklevel=3)
@@ -232,7 +290,7 @@ def load_tensors(folder, family):
 
 def drop_copy(tensors, copy, original):
     """Tied tensors are sometimes stored twice; two that differ are not tied, whatever config.json says."""
-    if {copy, original} <= tensors.keys() and not torch.equal(tensors.pop(copy), tensors[original]):
+    if {copy, original} <= tensors.keys() and not torch.equal(tensors.pop(copy).read(), tensors[original].read()):
         raise Refused(f"tie_word_embeddings=True, but {copy} and {original} differ")
 
 
@@ -256,12 +314,10 @@ def read_gpt2(settings, sizes, tensors):
 def read_bert(settings, sizes, tensors):
     """Config and {our module or tensor: the file's} for BERT and RoBERTa, whose positions now start at 0."""
     head = LM_HEAD[settings["model_type"]]
-    words, places = "embeddings.word_embeddings", "embeddings.position_embeddings"
+    words = "embeddings.word_embeddings"
     unused, has_head = 0, any(name.startswith(head) for name in tensors)
     if settings["model_type"] == "roberta":
         unused = field(settings, "pad_token_id", int, "", 0, sizes["n_ctx"] - 2, default=1) + 1
-        if places + ".weight" in tensors:
-            tensors[places + ".weight"] = tensors[places + ".weight"][unused:]
         if has_head and sizes["activation"] != "gelu":
             raise Refused(f"hidden_act={settings['hidden_act']!r}; "
                           "RoBERTa's LM head always has 'gelu', and a model here has one activation")

@@ -24,6 +24,7 @@ transformers = pytest.importorskip("transformers", reason=extras)
 from safetensors.torch import load_file, save_file
 
 from data import checkpoints
+from data.bases import load_base
 from model import Refused, Transformer, generate
 
 transformers.logging.set_verbosity_error()
@@ -273,6 +274,47 @@ def test_half_precision_files_are_read_into_float32(bert):
         save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, folder / "model.safetensors")
         for name, tensor in checkpoints.read(folder)[1].items():
             close(tensor, whole[name].to(dtype).float(), atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_has_memory_of_its_own_and_none_of_it_is_the_file(family, tmp_path):
+    for tied in (True, False):
+        build(family, HEADS, tie_word_embeddings=tied).save_pretrained(tmp_path)
+        file, state = (tmp_path / "model.safetensors").read_bytes(), checkpoints.read(tmp_path)[1]
+        for key, tensor in state.items():
+            assert tensor.is_contiguous() and tensor.untyped_storage().nbytes() == 4 * tensor.numel(), key
+        assert len({tensor.data_ptr() for tensor in state.values()}) == len(state) - tied, "the tied one has two names"
+        for tensor in state.values():
+            tensor.fill_(7)
+        assert (tmp_path / "model.safetensors").read_bytes() == file
+
+
+def test_one_tensor_after_the_other_is_read_and_what_is_left_out_never(tmp_path, monkeypatch):
+    build("bert", CLASSES).save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors | {"cls.seq_relationship.bias": torch.ones(2)})
+    names, read = [], checkpoints.Stored.read
+
+    def watched(stored, *part):
+        names.append(stored.name)
+        tensor, maps = read(stored, *part), Path("/proc/self/maps")
+        assert not maps.exists() or "model.safetensors" not in maps.read_text(encoding="utf-8"), "held beside its copy"
+        return tensor
+    monkeypatch.setattr(checkpoints.Stored, "read", watched)
+    with pytest.warns(UserWarning, match="left out: classifier.bias, classifier.weight"):
+        state = checkpoints.read(tmp_path)[1]
+    assert len(names) == len(set(names)) == len(state) and all(name.startswith("bert.") for name in names)
+
+
+def test_a_model_is_built_without_values_and_then_holds_those_of_the_file(tmp_path):
+    build("bert", HEADS).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]), encoding="utf-8")
+    before = torch.get_rng_state()
+    model, state = load_base(str(tmp_path))[0], checkpoints.read(tmp_path)[1]
+    assert torch.equal(torch.get_rng_state(), before), "nothing was drawn to be overwritten"
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, state.pop(name)) and parameter.requires_grad, name
+    assert list(state) == ["head.decoder.weight"] and model.head.decoder.weight is model.tokens.weight
+    assert load_base(str(tmp_path), scratch=True)[0].tokens.weight.std() > 0.1, "and with scratch random ones"
 
 
 # ---- what is refused ----
