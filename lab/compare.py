@@ -228,8 +228,7 @@ def main(argv):
     new = write_csv(rows, out / "compare.csv")
     print()
     show(rows)
-    print(f"ms/step on {'; '.join(dict.fromkeys(one['machine'] for one in rows))}; latency and merged in turns, now "
-          "or when they were kept")
+    print(f"ms/step on {'; '.join(dict.fromkeys(one['machine'] for one in rows if 'machine' in one))}")
     print(f"\ntable: {out / 'compare.csv'}, with the command that repeats each row")
     if not new and (out / PICTURES[-1]).is_file():  # drawing takes longer than all the rest
         return print("pictures: as they were")

@@ -71,7 +71,7 @@ def test_a_row_says_what_a_technique_reaches_what_it_costs_and_how_soon():
     curve, line = row.pop("curve"), row.pop("command")
     assert row == {
         "technique": "my lora", "family": "reparameterisation", "trained": 250, "%": 5.0, "stored B": 1200,
-        "score": 40.0, "± sd": pytest.approx(32**0.5), "of full": 80.0, "ms/step": 9.0, "MB": 3.0,
+        "score": 40.0, "± sd": pytest.approx(32**0.5), "of full": 80.0, "ms/step": 9.0, "MB": 3.0, "machine": "a CPU",
         "to 90 %": 30, "latency": 1.5, "merged": None}
     assert curve == [(10, 55), (20, 72.5), (40, 71)]
     assert line == "python train.py --method lora --rank 2 --base gpt-xs"

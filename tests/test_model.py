@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from methods.full import base_size
+from methods.prefix import Prefix
+from methods.prompt import Prompt
 from model import Attention, Classifier, Config, Slot, Transformer, visible
 from tiny import BERT, GPT, IDS, base_of, both, same, stirred
 
@@ -200,6 +202,21 @@ def test_logits_are_computed_only_where_they_are_wanted(config):
     model.head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
     same(model(IDS, at=at), expected, "the same logits, row by row")
     assert seen == [(3, 12)], "the head saw three states of ten"
+
+
+@both
+@pytest.mark.parametrize("delta", [None, Prompt(length=3), Prefix(length=4)], ids=str)
+def test_where_each_text_has_one_answer_the_last_block_works_at_that_place_only(config, delta):
+    """Texts of 4 and 2 tokens, each read at its last; both blocks are counted: 5 tokens a text, then one."""
+    model, seen = stirred(config, delta), []
+    keep = torch.tensor([[True, True, True, True, False], [True, True, False, False, False]])
+    at = torch.tensor([[False, False, False, True, False], [False, True, False, False, False]])
+    expected = model(IDS, keep)[at]
+    for block in model.blocks:
+        block.mlp.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    same(model(IDS, keep, at=at), expected, "the logits of the whole block")
+    soft = 3 if isinstance(delta, Prompt) else 0
+    assert seen == [5 + soft, 1], "tokens in the first and in the last block"
 
 
 def test_what_makes_no_sense_is_refused():
