@@ -24,7 +24,7 @@ import torch
 
 from data import tasks
 from data.bases import load_base
-from deltas import attach, methods, save, trainable
+from deltas import attach, head_parameters, methods, save, trainable
 from harness import checks, report, results, state
 from harness.checks import Diverged
 from harness.settings import Settings, arguments, settings_typed
@@ -110,8 +110,11 @@ def train(model, task, pad, settings, say, kept_at=None, fresh=True):
     keeps its state in the file `kept_at` (harness/state.py) and goes on from there, unless `fresh`.
     """
     parameters = trainable(model)
+    head = head_parameters(model)  # a new classifier knows nothing yet: its rate does not depend on the technique
+    groups = [{"params": [p for p in parameters.values() if id(p) not in head], "lr": settings.lr},
+              {"params": [p for p in parameters.values() if id(p) in head], "lr": settings.head_lr}]
     # No weight decay: it would pull a base's weights towards zero, not towards where they started.
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
     warmup = max(1, round(0.06 * settings.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / warmup, (settings.steps - step) / max(1, settings.steps - warmup)))

@@ -79,7 +79,8 @@ class Task:
 def load_task(name, tokenizer, config, data=None, examples=None, seed=0):
     """A task of the little world, the pretraining corpus, or one's own data from the folder `data`.
 
-    `examples` training examples are drawn with `seed`; dev and test are the same for all seeds.
+    `examples` training examples are drawn with `seed`, and the little world's test, so that the spread over seeds
+    holds that of the test too. Dev is one and the same, and so is a test of one's own.
     Raises Refused for an unknown name, or one that this base cannot do.
     """
     encoder = Encoder(tokenizer, config, f"task {name}" if data is None else f"{data}/template.json")
@@ -94,7 +95,7 @@ def load_task(name, tokenizer, config, data=None, examples=None, seed=0):
         raise Refused(f"task {name!r}: choose from {', '.join(world.TASKS)}, or corpus")
     spec = world.TASKS[name]
     sizes = {"train": examples or spec.examples, **SIZES}
-    rows = {split: world.rows(name, split, size, seed if split == "train" else 0) for split, size in sizes.items()}
+    rows = {split: world.rows(name, split, size, 0 if split == "dev" else seed) for split, size in sizes.items()}
     splits = {split: [(text, [answer]) for text, answer in found] for split, found in rows.items()}
     if not spec.labels:
         return text_task(name, splits, encoder, "attributes", spec.about)

@@ -39,7 +39,8 @@ class Settings:
     epochs: float = setting(None, "passes over the training examples, instead of --steps", above=0, instead_of="steps")
     batch_size: int = setting(32, "examples in a step", above=0)
     lr: float = setting(None, "learning rate [the technique's own]", above=0)
-    seed: int = setting(0, "draws the examples, their order and what is random in the delta")
+    head_lr: float = setting(1e-3, "learning rate of the new classifier that a task of a checkpoint needs", above=0)
+    seed: int = setting(0, "draws the examples, their order, the little world's test and what is random in the delta")
     dtype: str = setting("float32", "bfloat16: frozen weights and arithmetic in bfloat16, the delta in float32",
                          among=("float32", "bfloat16"))
     device: str = setting(None, "cpu or cuda [cuda if there is one]", among=("cpu", "cuda"))

@@ -122,8 +122,8 @@ def test_bfloat16_is_for_forward_passes():
 def test_two_settings_never_share_a_delta_file(tmp_path):
     """Whatever is changed, the name of the file is another one: a field of the run, one of the technique, a byte."""
     changed = {"delta": methods()["lora"](rank=4), "base": "gpt-s", "task": "claim", "data": str(tmp_path),
-               "examples": 13, "steps": 5, "epochs": 2.0, "batch_size": 5, "lr": 0.5, "seed": 1, "dtype": "bfloat16",
-               "scratch": False}
+               "examples": 13, "steps": 5, "epochs": 2.0, "batch_size": 5, "lr": 0.5, "head_lr": 0.5, "seed": 1,
+               "dtype": "bfloat16", "scratch": False}
     assert {*changed, "device"} == {f.name for f in fields(Settings)}, "a field is missing here"
     first = settings("lora").file
     assert re.fullmatch(r"lora-gpt-xs-rating-[0-9a-f]{12}\.pt", first) and first == settings("lora").file

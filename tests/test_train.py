@@ -65,7 +65,8 @@ class Traced(torch.optim.AdamW):
         self.trace = []
 
     def step(self, *_):
-        (group,) = self.param_groups
+        group, head = self.param_groups
+        assert head["params"] == [], "no classifier here"
         gradients = [p.grad.clone() for p in group["params"]]
         super().step()
         self.trace.append((gradients, group["lr"], [p.detach().clone() for p in group["params"]]))
@@ -174,6 +175,18 @@ def test_a_single_step_has_the_whole_learning_rate(monkeypatch):
     curve, _, left = toy(monkeypatch, 1, [5])
     moved = (left["blocks.1.attention.value.B"] - trainable(before)["blocks.1.attention.value.B"]).abs()
     assert curve == [(1, 5)] and moved.max().item() == pytest.approx(LoRA.lr, rel=1e-3)
+
+
+def test_a_new_classifier_has_a_rate_of_its_own():
+    """One step of two labels; Adam's first step is the rate itself: 0.01 for LoRA's B, 0.25 for the classifier."""
+    model = stirred(GPT, LoRA(rank=2), classes=2)
+    before = {name: p.detach().clone() for name, p in trainable(model).items()}
+    said = [Example([3, i], [-100, i % 2], "", [str(i % 2)]) for i in (1, 4)]
+    task = Task("two", said, said, [], labels=["0", "1"])
+    train.train(model, task, 0, settings("lora", steps=1, lr=0.01, head_lr=0.25), report.quiet)
+    moved = {name: (p - before[name]).abs().max().item() for name, p in trainable(model).items()}
+    assert moved["head.out.bias"] == pytest.approx(0.25, rel=1e-3)
+    assert moved["blocks.0.attention.value.B"] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_step_that_is_not_finite_ends_the_run_with_the_next_logits(monkeypatch):
