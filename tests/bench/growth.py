@@ -5,8 +5,8 @@
 
 One batch for all: 8 texts of 64 random tokens, two classes, float32. MiniLM is a checkpoint's folder; models of
 BERT-base's and GPT-2's size have random weights. The techniques take turns, and a median of the rounds counts.
-Memory is counted as train.py counts it: weights, gradients, optimiser, activations (intrinsic's theta is one);
-no temporaries, no projection. A base that has been measured is kept in out/results.jsonl.
+Memory is counted as train.py counts it: weights, gradients, optimiser, activations (intrinsic's theta is one). A
+process holds more: temporaries, a projection, what malloc keeps. A base once measured is kept in out/results.jsonl.
 
 What to expect, from the FLOPs and bytes of lab/costs.py. Time: a matrix entry costs 2 FLOPs a token forward, 2 for
 the gradient of its input, and 2 for its own if it is trained. A step of full fine-tuning is 6 n, one of a delta 4 n:
