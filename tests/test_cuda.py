@@ -3,9 +3,6 @@
 The second half is skipped where there is no CUDA device. It trains with train.py's own loop, there and here.
 """
 
-import warnings
-from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -140,23 +137,3 @@ def test_a_delta_saved_on_a_gpu_answers_on_a_cpu_and_there_again(name, device, t
         if case.base == "gpt":
             words = generate(there, IDS.to(device), padded("right").to(device), steps=7)
             assert words.tolist() == generate(here, IDS, padded("right"), steps=7).tolist(), f"{case}: words"
-
-
-def waits(case, device, steps):
-    """{place in the code: how often it made the CPU wait for the GPU} in training of so many steps."""
-    torch.cuda.set_sync_debug_mode("warn")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trained(case, device, steps)
-    torch.cuda.set_sync_debug_mode("default")
-    return Counter(f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchronizing CUDA" in str(w.message))
-
-
-@on_a_gpu
-@law
-def test_a_step_waits_for_the_gpu_at_most_five_times(name, device, monkeypatch):
-    """What four steps have more than three; dev is scored once in both."""
-    monkeypatch.setattr(Settings, "evaluations", 1)
-    case = cases(name)[0]
-    step = waits(case, device, 4) - waits(case, device, 3)
-    assert step.total() <= 5, f"{case}: {dict(step)}"
