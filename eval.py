@@ -3,6 +3,7 @@
     python eval.py score out/lora-gpt-s-rating-....pt    score a saved delta, show what it answers
     python eval.py compare                                all techniques against full fine-tuning, in one table
     python eval.py d90                                    the smallest subspace that reaches 90 % of full fine-tuning
+    python eval.py rates                                  is each default learning rate a good one elsewhere too?
     python eval.py prompts                                prompting without training: written by hand, then searched
     python eval.py lowdata                                prefix against full fine-tuning with 20 to 500 examples
     python eval.py costs                                  parameters, memory, FLOPs and storage, up to GPT-3 175B
@@ -16,7 +17,7 @@ from importlib import import_module
 
 from harness import boundary
 
-DOORS = {name: f"lab.{name}" for name in ("score", "compare", "d90", "prompts", "lowdata", "costs")} | {
+DOORS = {name: f"lab.{name}" for name in ("score", "compare", "d90", "prompts", "lowdata", "costs", "rates")} | {
     "claims": "survey.claims"}
 
 

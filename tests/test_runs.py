@@ -7,6 +7,7 @@ import pytest
 
 import pretend
 from harness import results
+from lab import rates
 from lab.runs import NotRun, Runs, interval, mean, sd, steps_to
 from lab.timing import side_by_side
 from survey.ledger import HOLDS, OPEN, above, below
@@ -94,6 +95,22 @@ def test_a_rate_that_diverges_is_out_and_not_tried_again(runs, monkeypatch):
 
 
 # ---- measurements ----
+
+def test_a_default_rate_is_compared_with_its_grid_on_every_base_and_task(monkeypatch, tmp_path, capsys):
+    """Dev is 70 less 10 for every tenfold too much or too little; gpt-xs has its best at 0.1, bert-s at 0.001."""
+    best = {"gpt-xs": 0.1, "bert-s": 0.001}
+
+    def score(settings):
+        if settings.lr == 10:
+            raise Diverged("too high")
+        return 70 - 10 * abs(math.log10(settings.lr / best[settings.base])), 0.0
+    pretend.training(monkeypatch, score)
+    rates.main(f"--methods lora --bases gpt-xs,bert-s --tasks cuisine --rates 0.001,0.1,10 --out {tmp_path}".split())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if " cuisine " in line] == [
+        ["gpt-xs", "cuisine", "10.0", "0.001:", "50.0", "[0.01:", "60.0]", "0.1:", "70.0", "10:", "-"],
+        ["bert-s", "cuisine", "10.0", "0.001:", "70.0", "[0.01:", "60.0]", "0.1:", "50.0", "10:", "-"]]
+
 
 def test_a_measurement_is_made_once_for_its_name_and_its_settings(runs):
     made = []
