@@ -1,7 +1,8 @@
 """`eval.py prompts`: the three stages of prompting, with the same number of prompt tokens P in front of the text.
 
     manual        a template written by hand, nothing else: the frozen row of every table
-    discrete      P real words in front, found by greedy search: place by place, the word that lowers the loss most
+    discrete      P real words in front, found by search: place by place, the word that lowers the loss most, of those
+                  that the gradient suggests
     continuous    P free vectors in front, found by gradient descent: prompt tuning
 
 The base stays frozen in all three; only what stands before the text is chosen. Words are words: tokens whose string,
@@ -9,6 +10,7 @@ with a text behind it, is not read as these tokens again are no candidates.
 """
 
 import functools
+import itertools
 from dataclasses import replace
 
 import torch
@@ -27,12 +29,40 @@ def in_front(example, words, config):
                    targets=example.targets[:start] + [-100] * len(words) + example.targets[start:])
 
 
+def losses(model, task, examples, words, pad):
+    """The loss of each batch with `words` in front, times its share of the examples: the sum is the mean loss."""
+    found, device = [in_front(e, words, model.config) for e in examples], next(model.parameters()).device
+    for group, *batch in tasks.batches(found, 64, pad):
+        yield tasks.loss(model, task, [t.to(device) for t in batch]) * len(group) / len(found)
+
+
 @torch.no_grad()
 def mean_loss(model, task, examples, words, pad):
-    found, device = [in_front(e, words, model.config) for e in examples], next(model.parameters()).device
-    losses = [(tasks.loss(model, task, [t.to(device) for t in batch]).item(), len(group))
-              for group, *batch in tasks.batches(found, 64, pad)]
-    return sum(loss * n for loss, n in losses) / len(found)
+    return sum(loss.item() for loss in losses(model, task, examples, words, pad))
+
+
+class Nudged(torch.nn.Module):
+    """The token embedding with a vector (D,) added at one place of every text."""
+
+    def __init__(self, tokens, place):
+        super().__init__()
+        self.tokens, self.place = tokens, place
+        self.by = torch.nn.Parameter(torch.zeros_like(tokens.weight[0]))               # (D,)
+
+    def forward(self, ids):
+        x = self.tokens(ids)                                                           # (B, T, D)
+        here = torch.arange(ids.shape[1], device=ids.device) == self.place             # (T,)
+        return x + here[:, None] * self.by
+
+
+def gradient(model, task, examples, words, pad):
+    """The gradient (D,) of the mean loss at the embedding of the last of `words`."""
+    tokens = model.tokens
+    model.tokens = nudged = Nudged(tokens, len(words) - model.config.causal)  # behind [CLS], one place further
+    try:
+        return sum(torch.autograd.grad(loss, nudged.by)[0] for loss in losses(model, task, examples, words, pad))
+    finally:
+        model.tokens = tokens
 
 
 class Behind:
@@ -53,21 +83,27 @@ class Behind:
 
 
 def search(model, task, pad, length, candidates, seed, reads=lambda words: True, alone=None):
-    """Greedy search for at most `length` prompt tokens, by the training loss.
+    """Search for at most `length` prompt tokens, place by place, by the training loss.
 
-    Each place takes the best of `candidates` random tokens that `reads` allows, even if that is no better than one
-    place less: the best of all lengths is returned, which may be none at all. `alone` is the task without words.
+    At a new place a random token stands first. With the gradient g at its embedding e, another token w comes to
+    L + (E_w - e) g to first order (HotFlip, Ebrahimi et al. 2018; AutoPrompt, Shin et al. 2020): the `candidates` with
+    the lowest estimates are evaluated, and the best of them stays, even if that is no better than one place less. The
+    best of all lengths is returned, which may be none at all. Tokens that `reads` forbids stand nowhere. `alone` is
+    the task without words.
     """
     generator = torch.Generator().manual_seed(seed)
     words, found = [], {(): mean_loss(model, task, (alone or task).train, [], pad)}
     for _ in range(length):
-        drawn = torch.randint(model.config.vocab_size, (candidates,), generator=generator).tolist()
-        drawn = [word for word in dict.fromkeys(drawn) if reads(words + [word])]
-        losses = {word: mean_loss(model, task, task.train, words + [word], pad) for word in drawn}
-        if not losses:
+        drawn = torch.randperm(model.config.vocab_size, generator=generator).tolist()
+        first = next((word for word in drawn if reads(words + [word])), None)
+        if first is None:
             break
-        words = words + [min(losses, key=losses.get)]
-        found[tuple(words)] = losses[words[-1]]
+        slope = gradient(model, task, task.train, words + [first], pad)                # (D,)
+        ranked = (model.tokens.weight.detach() @ slope).argsort().tolist()
+        tried = itertools.islice((word for word in ranked if reads(words + [word])), candidates)
+        reached = {word: mean_loss(model, task, task.train, words + [word], pad) for word in tried}
+        words = words + [min(reached, key=reached.get)]
+        found[tuple(words)] = reached[words[-1]]
     return list(min(found, key=found.get))
 
 

@@ -7,9 +7,9 @@ import pretend
 from data.tasks import Example, Task, only
 from harness.settings import settings_of
 from lab import lowdata, prompts
-from lab.prompts import in_front, mean_loss, search
+from lab.prompts import gradient, in_front, mean_loss, search
 from model import Refused
-from tiny import BERT, GPT, stirred
+from tiny import BERT, GPT, both, stirred
 
 
 def question(*ids, label=5):
@@ -23,9 +23,10 @@ TASK = Task("tiny", QUESTIONS, [], [], labels=["a", "b"], words=[5, 6])
 
 def nats(model, words):
     """The slow loop: the mean over the questions, each read alone behind `words`."""
-    found = []
+    found, start = [], 0 if model.config.causal else 1
     for example in QUESTIONS:
-        logits = model(torch.tensor([words + example.ids]))[0, -1, [5, 6]]
+        ids = example.ids[:start] + words + example.ids[start:]
+        logits = model(torch.tensor([ids]))[0, -1, [5, 6]]
         found.append(-logits.log_softmax(dim=0)[["a", "b"].index(example.answers[0])].item())
     return sum(found) / len(found)
 
@@ -52,7 +53,7 @@ def test_the_loss_is_a_mean_over_examples_and_not_over_batches():
 # ---- the search ----
 
 def test_each_place_takes_the_best_word_and_the_best_length_is_what_remains():
-    """400 draws find all of the 17 words; the oracle tries them one after another.
+    """With 400 candidates all of the 17 words are tried; the oracle tries them one after another.
 
     Here two words are worse than one, three are the best, and a fourth does harm again.
     """
@@ -65,12 +66,36 @@ def test_each_place_takes_the_best_word_and_the_best_length_is_what_remains():
     assert search(model, TASK, 0, length=4, candidates=400, seed=0) == words[:3]
 
 
-def test_the_seed_draws_the_candidates():
-    """With one candidate a place there is nothing to choose but the length."""
-    model = stirred(GPT)
-    drawn = [search(model, TASK, 0, length=4, candidates=1, seed=seed) for seed in range(6)]
-    assert drawn == [search(model, TASK, 0, length=4, candidates=1, seed=seed) for seed in range(6)]
-    assert len(set(map(tuple, drawn))) > 1
+@both
+@torch.no_grad()
+def test_the_gradient_is_the_slope_of_the_loss_at_the_embedding_of_the_last_word(config):
+    """Word 16 stands in no text and is no label: moving its row of the table moves the loss at that place alone.
+
+    To single precision, in which every loss is.
+    """
+    model, h, slopes = stirred(config), 1e-5, []
+    tokens = model.tokens
+    for i in range(config.d_model):
+        tokens.weight[16, i] += h
+        higher = nats(model, [8, 16])
+        tokens.weight[16, i] -= 2 * h
+        slopes.append((higher - nats(model, [8, 16])) / (2 * h))
+        tokens.weight[16, i] += h
+    with torch.enable_grad():
+        found = gradient(model, TASK, QUESTIONS, [8, 16], 0)
+    assert found.tolist() == pytest.approx(slopes, abs=1e-6) and max(map(abs, slopes)) > 0.01
+    assert model.tokens is tokens, "the model is as it was"
+
+
+def test_the_words_with_the_lowest_estimates_are_tried(monkeypatch):
+    """The estimate of a word is E g, to a constant; the seed draws where the gradient is taken."""
+    model, tried = stirred(GPT), []
+    monkeypatch.setattr(prompts, "mean_loss", lambda model, task, examples, words, pad: tried.append(words) or 0.0)
+    search(model, TASK, 0, length=1, candidates=3, seed=4)
+    start = torch.randperm(17, generator=torch.Generator().manual_seed(4))[0].item()
+    slope = gradient(model, TASK, QUESTIONS, [start], 0)
+    estimates = [sum(e * g for e, g in zip(model.tokens.weight[word].tolist(), slope.tolist())) for word in range(17)]
+    assert tried == [[]] + [[word] for word in sorted(range(17), key=estimates.__getitem__)[:3]]
 
 
 def test_no_word_at_all_is_found_where_every_word_does_harm(monkeypatch):
