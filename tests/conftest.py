@@ -7,6 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+pytest_plugins = ["points"]  # --only TAG
 torch.set_num_threads(1)  # our matrices are tiny: a second thread costs more than it brings
 
 

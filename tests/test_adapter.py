@@ -13,6 +13,7 @@ from model import Config, Transformer
 from tiny import GPT, both, same, stirred
 
 
+@pytest.mark.points(3, "adapter")
 def test_an_adapter_by_hand():
     """Width 2, bottleneck 1: down (3, -1) makes 3 - 2 + 1 = 2 of h = (1, 2); up adds gelu(2) (10, 100)."""
     adapter, h = Bottleneck(2, 1, init_std=0.0, device="cpu").double(), torch.tensor([1.0, 2.0]).double()
@@ -31,6 +32,7 @@ def test_an_adapter_by_hand():
 
 
 @both
+@pytest.mark.points(3, "adapter")
 def test_an_adapter_stands_behind_each_sub_layer_and_before_the_residual_add(config):
     model = stirred(config, Adapter(bottleneck=4))
     block = model.blocks[0]
@@ -59,6 +61,7 @@ def test_every_slot_has_an_adapter_of_its_own():
 
 # ---- what it starts as ----
 
+@pytest.mark.points(1, "adapter")
 def test_the_papers_start_is_near_the_identity_but_not_on_it():
     """Width 768, bottleneck 64: a spread of 0.01 moves a vector by about 1 %, 0.1 by more than itself."""
     torch.manual_seed(0)
@@ -83,6 +86,7 @@ def test_the_spread_is_the_papers_and_nothing_is_beyond_two_of_it():
         assert 0.008 < weight.std() < 0.0095, f"{where}: the paper's 0.01"
 
 
+@pytest.mark.points(1, "adapter")
 def test_with_both_matrices_zero_only_a_bias_would_ever_learn():
     adapter = Bottleneck(12, 4, 0.0, "cpu")
     torch.nn.init.zeros_(adapter.down.weight)
@@ -90,6 +94,7 @@ def test_with_both_matrices_zero_only_a_bias_would_ever_learn():
         assert learns == {"up.bias"}, "every other gradient passes through a zero"
 
 
+@pytest.mark.points(1, "adapter")
 def test_with_one_matrix_zero_everything_learns_from_the_second_step_on():
     first, second = steps(Bottleneck(12, 4, 0.0, "cpu"), 2)
     assert first == {"up.weight", "up.bias"}, "the gradient of down passes through up = 0"

@@ -20,6 +20,7 @@ IN_A_BLOCK = ["attention.query", "attention.key", "attention.value", "attention.
     (GPT, ["final_norm"]),
     (BERT, ["embedding_norm", "pooler.dense", "head.dense", "head.norm", "head.decoder"]),
 ], ids=["gpt", "bert"])
+@pytest.mark.points(3, "bitfit")
 def test_all_biases_train_and_no_weight_does(config, outside):
     """Eight in a block, two of them of norms. The gains of the norms are weights."""
     model = attach(BitFit(), Transformer(config))
@@ -27,6 +28,7 @@ def test_all_biases_train_and_no_weight_does(config, outside):
     assert set(trainable(model)) == {f"{owner}.bias" for owner in owners}, "every bias, those of norms too"
 
 
+@pytest.mark.points(2, "bitfit")
 def test_the_smaller_choice_is_the_query_and_the_first_mlp_bias():
     model = attach(BitFit(only="query_up"), Transformer(BERT))
     assert set(trainable(model)) == {f"blocks.{i}.{place}.bias" for i in range(2)
@@ -36,6 +38,7 @@ def test_the_smaller_choice_is_the_query_and_the_first_mlp_bias():
         BitFit(only="weights")
 
 
+@pytest.mark.points(1, "bitfit")
 def test_the_classifiers_bias_is_not_counted_as_delta():
     model = Transformer(BERT)
     model.classify(4)
@@ -44,6 +47,7 @@ def test_the_classifiers_bias_is_not_counted_as_delta():
     assert count(model).head == 4 * 12 + 4, "the Classifier, weights and bias"
 
 
+@pytest.mark.points(1, "bitfit")
 def test_a_bias_shifts_the_output_by_as_much():
     """W x + b with W = [[1, 2], [3, 4]], x = (1, 1), b = (10, 20) -> (13, 27); b moved by 0.5 -> (13.5, 27.5)."""
     model = attach(BitFit(), Transformer(Config(5, 4, 2, 1, 1, 2)))
@@ -57,6 +61,7 @@ def test_a_bias_shifts_the_output_by_as_much():
 
 
 @both
+@pytest.mark.points(1, "bitfit")
 def test_the_keys_bias_is_dead(config):
     """It adds the same q.b to every score of a query, and softmax does not see that."""
     model = stirred(config, BitFit())
@@ -86,6 +91,7 @@ def test_a_prefix_brings_the_keys_bias_to_life():
     assert alive > 1e-3, "with one"
 
 
+@pytest.mark.points(1, "bitfit")
 def test_counts_of_the_bitfit_paper():
     """0.09 % and 0.08 % of BERT-base and -large; 0.04 % with two biases a block. (Printed cut, not rounded.)"""
     base, large = (counted(f"bert-{size}-cased", BitFit()) for size in ("base", "large"))

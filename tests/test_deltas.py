@@ -103,6 +103,7 @@ def test_a_technique_says_how_it_is_attached_and_counted_and_inherits_the_rest()
 
 # ---- attach, trainable, count ----
 
+@pytest.mark.points(3, "deltas")
 def test_attaching_freezes_all_that_was_there_and_notes_the_base():
     model, toy = base(), Toy(size=2.0)
     assert all(p.requires_grad for p in model.parameters())
@@ -115,6 +116,7 @@ def test_attaching_freezes_all_that_was_there_and_notes_the_base():
     assert model.base_shapes == {name: tuple(p.shape) for name, p in base().named_parameters()}
 
 
+@pytest.mark.points(3, "deltas")
 def test_a_classifier_trains_with_every_delta_and_is_counted_apart():
     model = attach(Toy(), base(classes=4))
     assert set(trainable(model)) == {"prompt.vector", "head.out.weight", "head.out.bias"}
@@ -128,6 +130,7 @@ def test_percent_is_of_the_base():
     assert deltas.Count(base=400, delta=3, head=100).percent == 0.75
 
 
+@pytest.mark.points(1, "saving")
 def test_a_model_carries_one_delta_at_a_time(tmp_path):
     model = attach(Toy(size=2.0), base())
     save(tmp_path / "x.pt", attach(BitFit(), base()))
@@ -139,6 +142,7 @@ def test_a_model_carries_one_delta_at_a_time(tmp_path):
 
 # ---- fingerprint ----
 
+@pytest.mark.points(1, "saving")
 def test_a_fingerprint_sees_names_shapes_values_and_the_config_and_no_order():
     a, b = torch.arange(6.0), torch.ones(2)
     mark = fingerprint({"a": a, "b": b})
@@ -155,6 +159,7 @@ def test_a_fingerprint_sees_names_shapes_values_and_the_config_and_no_order():
     assert fingerprint({"a": torch.empty(2, device="meta")}) == "", "there are no values on the meta device"
 
 
+@pytest.mark.points(1, "deltas")
 def test_the_classifier_is_no_part_of_the_bases_fingerprint():
     one, head, place = base(classes=4), base(classes=4), base(classes=4)
     with torch.no_grad():
@@ -167,6 +172,7 @@ def test_the_classifier_is_no_part_of_the_bases_fingerprint():
 
 # ---- save and read ----
 
+@pytest.mark.points(2, "saving")
 def test_a_file_holds_the_delta_and_what_it_belongs_to(tmp_path):
     model, folder = attach(LoRA(rank=2, alpha=6.0), base(classes=4)), tmp_path / "new" / "folder"
     size = save(folder / "x.pt", model, score=93.5, task="rating")
@@ -183,6 +189,7 @@ def test_a_file_holds_the_delta_and_what_it_belongs_to(tmp_path):
         assert torch.equal(tensors[name], p) and not tensors[name].requires_grad, name
 
 
+@pytest.mark.points(1, "saving")
 def test_only_the_delta_is_stored_even_if_it_is_a_view_of_something_large(tmp_path):
     model = attach(BitFit(), base())
     model.blocks[0].mlp.up.bias.data = torch.zeros(1_000_000)[:20]
@@ -229,6 +236,7 @@ def test_what_is_no_delta_file_is_named(tmp_path):
             read(path)
 
 
+@pytest.mark.points(1, "saving")
 def test_reading_runs_no_code(tmp_path):
     """A pickle can call any function; what is not a tensor, a number or a string is refused."""
     class Trap:
@@ -267,6 +275,7 @@ def test_a_base_of_equal_parameters_and_another_config_is_another_base(change, t
         load(tmp_path / "x.pt", base(config=replace(GPT, **change)))
 
 
+@pytest.mark.points(1, "saving")
 def test_another_base_is_refused_and_both_fingerprints_are_named(tmp_path):
     model = attach(BitFit(), base())
     save(tmp_path / "x.pt", model)
@@ -295,6 +304,7 @@ def test_a_file_of_format_2_loads_without_a_warning(tmp_path, recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.points(1, "saving")
 def test_copying_is_strict():
     def targets():
         return {"a": nn.Parameter(torch.zeros(2)), "b": nn.Parameter(torch.zeros(2, 3))}
@@ -316,6 +326,7 @@ def test_copying_is_strict():
 
 # ---- merge ----
 
+@pytest.mark.points(2, "saving")
 def test_merging_freezes_everything_and_leaves_a_base_for_a_new_delta():
     model = attach(LoRA(rank=2), base())
     stir(trainable(model).values())
@@ -335,6 +346,7 @@ def test_a_plain_model_has_nothing_to_merge():
         merge(base().requires_grad_(False))
 
 
+@pytest.mark.points(1, "deltas")
 def test_a_technique_whose_merged_model_is_not_the_base_again_cannot_be_merged():
     """The default `merge` returns the model as it is; a toy that has left its vector there is refused by name."""
     model = attach(Toy(), base(classes=4))
@@ -354,6 +366,7 @@ def test_a_merged_model_of_other_shapes_is_refused_too():
         merge(attach(Shorter(), base()))
 
 
+@pytest.mark.points(1, "saving")
 def test_merging_works_in_float32_whatever_the_base_is_stored_in():
     model = attach(LoRA(rank=2), base(config=BERT))
     for p in model.parameters():

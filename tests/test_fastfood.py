@@ -36,6 +36,7 @@ def value_and_gradient(project, z, g, *more):
 
 # ---- the Hadamard transform ----
 
+@pytest.mark.points(3, "fastfood")
 def test_the_four_point_transform_by_hand():
     H = [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
     assert by_hand(4).tolist() == H, "the signs of H"
@@ -43,6 +44,7 @@ def test_the_four_point_transform_by_hand():
         assert transform(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [10.0, -2.0, -4.0, 0.0], transform.__name__
 
 
+@pytest.mark.points(1, "fastfood")
 def test_small_products_give_the_butterfly_s_values_at_every_length(monkeypatch):
     for axis in (32, 4):  # one to three axes; one to six
         monkeypatch.setattr(fastfood, "AXIS", axis)
@@ -62,6 +64,7 @@ def test_it_works_over_the_last_axis_of_any_tensor_however_it_lies_in_memory(mon
     assert torch.equal(x, before), "the input stays as it is"
 
 
+@pytest.mark.points(1, "fastfood")
 def test_its_gradient_is_the_transform_itself_with_no_factor():
     x, g = torch.randn(2, 2, 64, dtype=torch.float64)
     torch.testing.assert_close(value_and_gradient(hadamard, x, g)[1], g @ by_hand(64), **NEAR)
@@ -76,6 +79,7 @@ def test_a_length_that_is_no_power_of_two_is_an_error_that_names_it():
 
 # ---- Fastfood: the plain form by hand, the fast form by the plain one ----
 
+@pytest.mark.points(3, "fastfood")
 def test_the_plain_form_by_hand_one_idea_at_a_time():
     # z = (1, 0, 2) is padded to (1, 0, 2, 0); H of it is (3, 3, -1, -1). The divisor is √(D ΣG²).
     signs, order, draws = [1, -1, -1, 1], [2, 0, 3, 1], [1, 2, 0.5, -1]
@@ -97,6 +101,7 @@ def test_the_plain_form_by_hand_one_idea_at_a_time():
 
 
 @pytest.mark.parametrize("form", ["stacked", "padded"])
+@pytest.mark.points(2, "fastfood")
 def test_the_fast_form_is_the_plain_one_and_the_plain_one_is_the_matrix_of_the_docstring(form, monkeypatch):
     for d, D in ((5, 37), (8, 64), (1, 6), (13, 13), (40, 3001)):
         n = 2 ** math.ceil(math.log2(D if form == "padded" else d))
@@ -116,6 +121,7 @@ def test_the_fast_form_is_the_plain_one_and_the_plain_one_is_the_matrix_of_the_d
             assert torch.allclose(fast_gradient, gradient, **NEAR), f"Pᵀ g: d={d}, D={D}, CHUNK={chunk}"
 
 
+@pytest.mark.points(1, "fastfood")
 def test_why_each_constant_is_in_the_norm():
     n, blocks, i = 16, 3, 5
     B, Pi, G = next(draw(blocks, n, seed=1))
@@ -133,6 +139,7 @@ def test_why_each_constant_is_in_the_norm():
     torch.testing.assert_close(P.norm(dim=0), one, **NEAR)
 
 
+@pytest.mark.points(1, "fastfood")
 def test_without_the_permutation_the_operator_collapses():
     # Entry (i, j) of H diag(G) H is sum_k G_k H_k,(i xor j): n different numbers in n² places.
     n = 16
@@ -145,6 +152,7 @@ def test_without_the_permutation_the_operator_collapses():
 
 # ---- all three forms ----
 
+@pytest.mark.points(1, "fastfood")
 def test_columns_are_unit_and_nearly_orthogonal_in_all_three_forms():
     for form, kind in FORMS.items():
         P = matrix_of(kind(100, 5000))
@@ -184,6 +192,7 @@ def test_a_seed_means_these_signs_permutations_and_gaussians_because_saved_delta
         assert torch.equal(project.G[rows], unit), "G is drawn last; the divisor is taken into it, in float32"
 
 
+@pytest.mark.points(1, "fastfood")
 def test_another_seed_is_another_projection_and_the_global_generator_is_left_alone():
     for form, kind in FORMS.items():
         z = torch.randn(5)

@@ -1,5 +1,6 @@
 """Full fine-tuning: everything moves, and D is the sum of what a model is made of."""
 
+import pytest
 import torch
 
 from deltas import attach, count, trainable
@@ -8,11 +9,13 @@ from model import Transformer
 from tiny import BERT, GPT, same, stirred
 
 
+@pytest.mark.points(2, "counts")
 def test_one_block_by_hand():
     """d = 12, f = 20: four 12 x 12 matrices, 12 x 20 and 20 x 12, their biases, two norms of 12 + 12."""
     assert block_size(GPT) == 4 * 144 + 2 * 240 + (4 * 12 + 20 + 12) + 4 * 12 == 1184
 
 
+@pytest.mark.points(3, "counts")
 def test_a_whole_base_by_hand():
     """17 words and 16 positions; BERT has two types, a pooler and an MLM head more, the decoder's matrix is tied."""
     gpt, bert = 2 * 1184 + (17 + 16) * 12 + 24, 2 * 1184 + (17 + 16 + 2) * 12 + 24 + (144 + 12) + (144 + 12 + 24 + 17)

@@ -14,6 +14,7 @@ from model import generate
 from tiny import GPT, IDS, stirred
 
 
+@pytest.mark.points(2, "generate")
 def test_the_next_word_is_read_at_a_rows_last_token_and_decoding_ends_once_every_row_has_stopped():
     """A model whose next word is always the current one plus 1: 3 -> 4 5 6 7, 5 -> 6 7 (and on)."""
     def counts_on(ids, keep, at, cache):
@@ -30,6 +31,7 @@ def test_the_next_word_is_read_at_a_rows_last_token_and_decoding_ends_once_every
     assert decoded([8, 9, 3], [5, 0, 0], keep=pads, steps=1) == [[4], [6]], "behind the text, not behind its pads"
 
 
+@pytest.mark.points(1, "generate")
 def test_a_model_that_has_learnt_to_stop_stops():
     model = stirred(GPT)
     free = generate(model, IDS[:1], steps=7)[0].tolist()

@@ -39,6 +39,7 @@ def columns(model):
 # ---- theta_0 + P z ----
 
 @pytest.mark.parametrize("projection, kind", [("fastfood", Fastfood), ("dense", Dense)])
+@pytest.mark.points(3, "intrinsic")
 def test_the_model_stands_at_theta_0_plus_P_z(projection, kind):
     """P has unit rows here: the unit columns of fastfood.py times √(D / d)."""
     model, plain = moved(dim=7, projection=projection, projection_seed=3), base()
@@ -49,6 +50,7 @@ def test_the_model_stands_at_theta_0_plus_P_z(projection, kind):
     same(model(IDS), plain(IDS), "theta_0 + P z")
 
 
+@pytest.mark.points(1, "intrinsic")
 def test_a_step_of_the_optimiser_moves_every_weight_by_about_the_learning_rate():
     for dim in (8, 64):
         model = attach(Intrinsic(dim=dim), base())
@@ -59,6 +61,7 @@ def test_a_step_of_the_optimiser_moves_every_weight_by_about_the_learning_rate()
         assert 0.008 < step.square().mean().sqrt() < 0.012, f"d={dim}: rows of unit norm"
 
 
+@pytest.mark.points(1, "intrinsic")
 def test_the_gradient_of_z_is_the_projected_gradient_of_all_weights():
     model, plain = attach(Intrinsic(dim=7), base()).double(), base()
     for one in (model, plain):
@@ -67,6 +70,7 @@ def test_the_gradient_of_z_is_the_projected_gradient_of_all_weights():
     same(model.z.grad, columns(model).T @ g, "Pᵀ g")
 
 
+@pytest.mark.points(1, "intrinsic")
 def test_tensors_smaller_than_d_are_moved_like_all_others():
     model = moved(dim=200)                                        # a norm has 12 weights
     for name, p in own_parameters(model.model).items():
@@ -74,6 +78,7 @@ def test_tensors_smaller_than_d_are_moved_like_all_others():
 
 
 @both
+@pytest.mark.points(1, "intrinsic")
 def test_a_tied_embedding_moves_once_and_its_head_moves_with_it(config):
     model, plain = moved(config, dim=7), base(config)
     assert len(flat(model.model)) == sum(p.numel() for p in plain.parameters()), "D counts a tied weight once"
@@ -86,6 +91,7 @@ def test_a_tied_embedding_moves_once_and_its_head_moves_with_it(config):
     assert merged.head.decoder.weight is merged.tokens.weight, "merged, it is still tied"
 
 
+@pytest.mark.points(1, "intrinsic")
 def test_positions_at_and_generation_pass_through_the_wrapper():
     model = moved(dim=7)
     keep = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
@@ -106,6 +112,7 @@ def test_the_scales_come_out_of_the_budget():
     assert Intrinsic(dim=10, per_layer=True).formula(GPT) == count(model).delta == 10, "d in all"
 
 
+@pytest.mark.points(1, "intrinsic")
 def test_the_first_step_gives_a_scale_no_gradient_and_the_second_does():
     model = attach(Intrinsic(dim=10, per_layer=True), base())
     model(IDS).square().sum().backward()
@@ -118,6 +125,7 @@ def test_the_first_step_gives_a_scale_no_gradient_and_the_second_does():
 
 
 @both
+@pytest.mark.points(2, "intrinsic")
 def test_a_scale_scales_its_own_layer_and_no_other(config):
     model = moved(config, dim=10, per_layer=True)
     m, scales = model.model, model.scales.detach().clone()
@@ -135,6 +143,7 @@ def test_a_scale_scales_its_own_layer_and_no_other(config):
 
 # ---- what a budget can do ----
 
+@pytest.mark.points(1, "intrinsic")
 def test_as_many_parameters_as_weights_can_represent_any_update():
     config = Config(vocab_size=5, n_ctx=3, d_model=4, n_layer=1, n_head=2, d_ff=3)
     for projection in ("dense", "fastfood"):
@@ -149,6 +158,7 @@ def test_as_many_parameters_as_weights_can_represent_any_update():
 # ---- merging and saving ----
 
 @pytest.mark.parametrize("per_layer", [False, True], ids=["DID", "SAID"])
+@pytest.mark.points(1, "intrinsic")
 def test_merging_gives_the_plain_model_back_and_leaves_nothing_in_the_wrapper(per_layer):
     wrapped = moved(dim=9, per_layer=per_layer)
     theta = {name: w.detach().clone() for name, w in wrapped.theta().items()}

@@ -16,6 +16,7 @@ PLACES = (("attention", "query"), ("attention", "key"), ("attention", "value"), 
           ("mlp", "up"), ("mlp", "down"))
 
 
+@pytest.mark.points(3, "lora")
 def test_lora_by_hand():
     """Three in, two out, rank 1, alpha 4. W x = (6, 15) for x = (1, 1, 1); A x = 1 - 1 + 2 = 2; scale 4 / 1;
     so B A x = (20, 40) times 4 = (80, 160) and all of it (86, 175), with the bias (87, 177).
@@ -36,6 +37,7 @@ def test_lora_by_hand():
     assert merged(x).tolist() == [87, 177], "merged computes the same"
 
 
+@pytest.mark.points(1, "lora")
 def test_the_update_is_scaled_by_alpha_over_the_rank():
     for rank, alpha, scale in ((2, 6.0, 3.0), (8, 16.0, 2.0), (4, 1.0, 0.25)):
         assert LoRALinear(torch.nn.Linear(12, 20), rank, alpha).scale == scale, f"{alpha} / {rank}"
@@ -43,6 +45,7 @@ def test_the_update_is_scaled_by_alpha_over_the_rank():
 
 
 @both
+@pytest.mark.points(3, "lora")
 def test_lora_is_the_dense_update_of_each_chosen_weight(config):
     """The oracle adds (alpha / r) B A to the plain model's weights, entry by entry."""
     model = stirred(config, LoRA(rank=2, alpha=6.0, targets=ALL))
@@ -61,6 +64,7 @@ def test_lora_is_the_dense_update_of_each_chosen_weight(config):
     same(model(IDS), plain(IDS), "W + (alpha / r) B A in all six places")
 
 
+@pytest.mark.points(1, "lora")
 def test_query_and_value_are_wrapped_and_the_key_is_not():
     """Counts cannot tell: 4 d r a layer would also be two other projections."""
     for targets, places in (("query,value", ("attention.query", "attention.value")), ("down", ("mlp.down",))):
@@ -72,6 +76,7 @@ def test_query_and_value_are_wrapped_and_the_key_is_not():
 
 # ---- what it starts as, what it can reach ----
 
+@pytest.mark.points(1, "lora")
 def test_the_start_is_zero_times_a_spread():
     """B = 0, so that nothing changes; A not, or no gradient would ever arrive."""
     torch.manual_seed(0)
@@ -81,6 +86,7 @@ def test_the_start_is_zero_times_a_spread():
     assert abs(lora.A.mean().item()) < 0.001, "around zero"
 
 
+@pytest.mark.points(1, "lora")
 def test_at_the_first_step_only_b_has_a_gradient():
     model = attach(LoRA(rank=2), Transformer(GPT))
     model(IDS).square().sum().backward()
@@ -88,6 +94,7 @@ def test_at_the_first_step_only_b_has_a_gradient():
         assert p.grad.any() == name.endswith(".B"), f"{name}: A's gradient passes through B = 0"
 
 
+@pytest.mark.points(1, "lora")
 def test_as_wide_as_the_matrix_lora_reaches_every_update():
     """Rank min(d_in, d_out): any dW is (alpha / r) B A, by its singular values."""
     torch.manual_seed(0)
@@ -103,6 +110,7 @@ def test_as_wide_as_the_matrix_lora_reaches_every_update():
 
 # ---- merging ----
 
+@pytest.mark.points(2, "lora")
 def test_merging_changes_the_chosen_weights_and_no_other():
     model = stirred(GPT, LoRA(rank=2))
     before = copy.deepcopy(model)
@@ -141,6 +149,7 @@ def test_settings_that_make_no_sense_are_refused():
             LoRA(**settings)
 
 
+@pytest.mark.points(1, "lora")
 def test_counts_of_places_by_hand():
     """r (d_in + d_out): 24 r for each projection of width 12, 32 r for the two of the mlp, in two layers."""
     for targets, in_and_out in (("query,value", 48), ("out", 24), ("up", 32), ("down", 32), (ALL, 4 * 24 + 2 * 32)):

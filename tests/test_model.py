@@ -67,6 +67,7 @@ def test_attention_equals_a_slow_loop():
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "all"])
+@pytest.mark.points(3, "model")
 def test_the_mask_is_what_a_loop_says(causal):
     """keep is about the last five keys; those before are a prompt, which all may see."""
     keep = torch.tensor([[True] * 5, [True, True, True, False, False], [False, False, True, True, True]])
@@ -84,6 +85,7 @@ def test_the_mask_is_what_a_loop_says(causal):
 # ---- blocks and heads by hand ----
 
 @both
+@pytest.mark.points(3, "model")
 def test_a_block_equals_its_equation(config):
     """The two lines at the top of model.py: norms first or last, GPT's gelu or BERT's."""
     block, x, mask = stirred(config).blocks[0], torch.randn(2, 5, 12).double(), causal_or_all(config)
@@ -102,6 +104,7 @@ def test_a_block_equals_its_equation(config):
 
 
 @both
+@pytest.mark.points(2, "model")
 def test_the_whole_model_is_embeddings_blocks_and_head(config):
     model, mask = stirred(config), causal_or_all(config)[:, None]
     x = torch.stack([torch.stack([model.tokens.weight[token] + model.positions.weight[place]
@@ -119,6 +122,7 @@ def test_the_whole_model_is_embeddings_blocks_and_head(config):
 
 
 @both
+@pytest.mark.points(1, "model")
 def test_a_classifier_reads_the_pooled_state(config):
     model = stirred(config, classes=4)
     plain = base_of(model)
@@ -129,6 +133,7 @@ def test_a_classifier_reads_the_pooled_state(config):
     same(model(IDS), linear(state, model.head.out), "W pooled + b, four classes")
 
 
+@pytest.mark.points(1, "model")
 def test_a_bert_without_a_pooler_gets_a_new_one_inside_the_classifier():
     model = stirred(replace(BERT, pooler=False), classes=4)
     head, model.head = model.head, torch.nn.Identity()
@@ -151,6 +156,7 @@ def test_a_new_classifier_starts_small_and_forgets_the_lm_head():
 
 
 @both
+@pytest.mark.points(1, "counts")
 def test_the_lm_head_is_the_token_embedding_itself(config):
     tied, free = Transformer(config), Transformer(replace(config, tied=False))
     assert tied.head.decoder.weight is tied.tokens.weight, "tied"
@@ -184,6 +190,7 @@ def test_slots_are_empty_and_nothing_but_parameters_is_stored():
 
 # ---- positions, at, errors ----
 
+@pytest.mark.points(1, "model")
 def test_a_position_is_the_number_of_real_tokens_before():
     """Two pads in front, or a pad in the middle: the text's own tokens keep 0, 1, 2."""
     model = stirred(GPT)
@@ -195,6 +202,7 @@ def test_a_position_is_the_number_of_real_tokens_before():
 
 
 @both
+@pytest.mark.points(1, "model")
 def test_logits_are_computed_only_where_they_are_wanted(config):
     model, seen = stirred(config), []
     at = torch.tensor([[True, False, False, True, False], [False, False, True, False, False]])
@@ -230,6 +238,7 @@ def test_what_makes_no_sense_is_refused():
 
 # ---- the cache ----
 
+@pytest.mark.points(3, "generate")
 def test_with_a_cache_the_new_tokens_logits_are_those_of_the_whole_text():
     model, cache, keep = stirred(GPT), {}, torch.ones(2, 5, dtype=torch.bool)
     whole = model(IDS)

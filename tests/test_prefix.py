@@ -25,6 +25,7 @@ def in_front(rows, k, v=None, mask=None):
     return k.tolist(), v.tolist(), mask                                                # (B, H, P+S, D/H) after
 
 
+@pytest.mark.points(2, "prefix")
 def test_a_row_is_a_key_and_then_a_value():
     """Width 2, one head, one row (1, 2 | 10, 20) beside a text of one token."""
     k, v, _ = in_front([[1, 2, 10, 20]], k=[[[[5, 6]]]], v=[[[[50, 60]]]])
@@ -32,12 +33,14 @@ def test_a_row_is_a_key_and_then_a_value():
     assert sorted(v[0][0]) == [[10, 20], [50, 60]], "the second half of a row is the value"
 
 
+@pytest.mark.points(1, "prefix")
 def test_the_rows_stand_in_front_of_the_text_in_their_order():
     """Key and value of each row are equal here and in the next two tests, so that neither is taken for the other."""
     for new in in_front([[1, 1], [2, 2], [3, 3]], k=[[[[7], [8]]]])[:2]:
         assert new == [[[[1], [2], [3], [7], [8]]]], "rows 1, 2, 3, then the text 7, 8"
 
 
+@pytest.mark.points(2, "prefix")
 def test_every_head_has_its_own_part_of_a_row():
     """Width 6, three heads of 2, two rows 0 .. 5 and 10 .. 15: a view where a transpose is needed would mix rows."""
     rows = [[0, 1, 2, 3, 4, 5] * 2, [10, 11, 12, 13, 14, 15] * 2]
@@ -46,11 +49,13 @@ def test_every_head_has_its_own_part_of_a_row():
         assert [sorted(head) for head in new[0]] == expected, "head h has columns 2 h and 2 h + 1 of every row"
 
 
+@pytest.mark.points(1, "prefix")
 def test_every_text_gets_the_same_rows():
     for new in in_front([[1, 1]], k=[[[[7]]], [[[8]]]])[:2]:
         assert [sorted(text[0]) for text in new] == [[[1], [7]], [[1], [8]]], "two texts, one prefix"
 
 
+@pytest.mark.points(2, "prefix")
 def test_the_mask_grows_by_the_prefix_which_all_may_see():
     seen = torch.tensor([[[[True, False], [True, True]]], [[[True, False], [False, True]]]])
     mask = in_front([[1, 1]] * 3, k=[[[[7], [8]]]] * 2, mask=seen)[2]
@@ -86,6 +91,7 @@ def test_a_score_is_divided_by_the_root_of_a_heads_width():
     same(found, torch.tensor([6.0, 1.0, 0.0, 0.0]).double(), "the prefix's scores have the scale of the text's")
 
 
+@pytest.mark.points(1, "prefix")
 def test_a_prefix_mixes_two_attentions():
     """(1 - w) attention(q, K, V) + w attention(q, K_P, V_P), w the prefix's share of the sum."""
     q, K, V = (1.0, 2.0), [(0.5, 0.0), (0.0, 1.0)], [(1.0, 0.0), (0.0, 1.0)]
@@ -103,6 +109,7 @@ def slow_attention(q, keys, values):
     return torch.tensor(mixture, dtype=torch.float64), Z
 
 
+@pytest.mark.points(1, "prefix")
 def test_zero_keys_and_values_are_not_neutral():
     """A zero key scores 0 and weighs exp(0) = 1: P = 4 of them shrink the output from 1 to Z / (Z + P) = 1/5."""
     found = attention_of((0.0, 0.0), keys=[(5.0, 5.0)], values=[(1.0, 1.0)], rows=[[0.0] * 4] * 4)
@@ -123,6 +130,7 @@ class Masked(nn.Module):
 
 
 @both
+@pytest.mark.points(1, "prefix")
 def test_a_masked_prefix_is_the_base_model(config):
     """So the text keeps its positions and nothing but the extra keys has come in."""
     model = stirred(config, Prefix(length=4, mlp=False))
@@ -131,6 +139,7 @@ def test_a_masked_prefix_is_the_base_model(config):
     same(model(IDS), base_of(model)(IDS), "the text keeps its positions", atol=1e-12)
 
 
+@pytest.mark.points(1, "prefix")
 def test_each_layer_has_its_own_prefix_and_it_depends_on_no_text():
     model = stirred(GPT, Prefix(length=4))
     first, second = (block.attention.prefix for block in model.blocks)
@@ -149,6 +158,7 @@ def test_the_prefix_moves_every_logit():
 
 
 @both
+@pytest.mark.points(2, "prefix")
 def test_all_of_it_together_in_a_slow_loop(config):
     """One text, one head and one query at a time, in plain Python loops."""
     layer = stirred(config, Prefix(length=4, mlp=False)).blocks[1].attention
@@ -214,6 +224,7 @@ def test_the_trunk_is_trained_through_every_layer():
 
 @variants
 @both
+@pytest.mark.points(1, "prefix")
 def test_a_start_from_words_is_their_keys_and_values(config, mlp):
     base, cache = stirred(config).float(), {}
     base(torch.tensor([[12, 7, 3, 0]]), cache=cache)

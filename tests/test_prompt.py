@@ -13,6 +13,7 @@ from model import Config, Transformer
 from tiny import BERT, GPT, IDS, base_of, both, same, stirred
 
 
+@pytest.mark.points(3, "prompt")
 def test_a_prompt_by_hand():
     prompt = SoftPrompt(torch.tensor([[10.0, 20.0], [30.0, 40.0], [50.0, 60.0]]))
     first, second = prompt(torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])).tolist()        # two texts, one token
@@ -21,6 +22,7 @@ def test_a_prompt_by_hand():
 
 
 @both
+@pytest.mark.points(3, "prompt")
 def test_a_prompt_is_words_before_the_text_without_a_position(config):
     """The oracle puts the vectors there by hand, runs the blocks with a mask made by loops, cuts them off."""
     model = stirred(config, Prompt(length=3))
@@ -47,6 +49,7 @@ def test_in_a_causal_model_a_prompt_is_a_prefix_that_is_computed():
     same(plain(IDS), expected, "a prefix of the prompt's keys and values does the same")
 
 
+@pytest.mark.points(1, "prompt")
 def test_in_bert_the_prompt_reads_the_text_so_it_is_no_prefix():
     model, caches = stirred(BERT, Prompt(length=3)), [{}, {}]
     for cache, ids in zip(caches, (IDS[:1], IDS[1:])):
@@ -55,6 +58,7 @@ def test_in_bert_the_prompt_reads_the_text_so_it_is_no_prefix():
     assert (one - other).abs().max() > 1e-3, "another text, other keys of the soft words"
 
 
+@pytest.mark.points(1, "prompt")
 def test_the_prompt_moves_every_logit():
     model = stirred(GPT, Prompt(length=3))
     before = model(IDS)
@@ -63,6 +67,7 @@ def test_the_prompt_moves_every_logit():
     assert ((model(IDS) - before).abs().amax(dim=-1) > 1e-6).all(), "every token sees every soft word"
 
 
+@pytest.mark.points(1, "prompt")
 def test_only_the_prompt_gets_a_gradient_and_all_of_it_does():
     model = stirred(BERT, Prompt(length=3))
     model(IDS).pow(2).sum().backward()
@@ -70,6 +75,7 @@ def test_only_the_prompt_gets_a_gradient_and_all_of_it_does():
     assert {name for name, p in model.named_parameters() if p.grad is not None} == {"prompt.vectors"}
 
 
+@pytest.mark.points(1, "prompt")
 def test_a_prompt_takes_no_place_from_the_text():
     assert stirred(GPT, Prompt(length=30))(torch.zeros(1, 16, dtype=torch.long)).shape == (1, 16, 17)
 

@@ -208,6 +208,7 @@ def test_some_of_ones_own_examples_are_drawn_by_the_seed():
 
 # ---- batches ----
 
+@pytest.mark.points(3, "tasks")
 def test_a_batch_is_padded_on_the_right():
     batch = collate([example(3), example(1)], pad=9)
     assert [t.tolist() for t in batch] == [[[1, 2, 3], [1, 9, 9]], [[True] * 3, [True, False, False]],
@@ -215,6 +216,7 @@ def test_a_batch_is_padded_on_the_right():
     assert collate([example(2), example(1)], pad=None)[0].tolist() == [[1, 2], [1, 0]]
 
 
+@pytest.mark.points(1, "tasks")
 def test_every_example_is_in_one_batch_with_others_of_its_length():
     examples = [example(1 + i % 7) for i in range(100)]
     for generator in (None, torch.Generator().manual_seed(0)):
@@ -225,6 +227,7 @@ def test_every_example_is_in_one_batch_with_others_of_its_length():
     assert pads < 50                                   # of about 400; without sorting it would be about 250
 
 
+@pytest.mark.points(1, "tasks")
 def test_the_order_of_batches_is_drawn():
     examples = [example(1 + i % 7) for i in range(100)]
     order = lambda seed: [group for group, *_ in batches(examples, 8, 0, torch.Generator().manual_seed(seed))]
@@ -265,6 +268,7 @@ class Counts(torch.nn.Module):
         return "".join(f" {n}" for n in ids)  # a word has its space before it
 
 
+@pytest.mark.points(3, "tasks")
 def test_only_the_label_words_compete():
     """Logits 0 1 2 3 9, label words 3 and 1, wanted 3: the loss is log(1 + e^(1 - 3)), whatever word 4 has."""
     task = Task("t", [], [], [], labels=["good", "bad"], words=[3, 1])
@@ -280,6 +284,7 @@ def test_only_the_label_words_compete():
     assert torch.isclose(tasks.loss(model, free, batch), expected)
 
 
+@pytest.mark.points(1, "tasks")
 def test_only_windows_of_sixteen_batches_are_sorted_by_length():
     """64 texts in batches of 2: a batch holds neighbours of one half of the drawn order, never of both."""
     texts = [example(1 + i % 7) for i in range(64)]
@@ -289,6 +294,7 @@ def test_only_windows_of_sixteen_batches_are_sorted_by_length():
     assert all(set(group) <= halves[0] or set(group) <= halves[1] for group in found), "a window is sixteen batches"
 
 
+@pytest.mark.points(1, "tasks")
 def test_the_dev_score_is_over_examples_and_not_over_batches():
     """Three short texts answered right, one long one wrong, in batches of three and one: 75, not 50."""
     model = Says([[0.0, 0, 0, 0, 0], [0.0, 5, 0, 0, 0], [0.0, 0, 0, 5, 0]])
@@ -296,6 +302,7 @@ def test_the_dev_score_is_over_examples_and_not_over_batches():
     assert tasks.dev_score(model, Task("t", [], [], [], labels=["a", "b"], words=[1, 3]), rows, 0, batch_size=3) == 75
 
 
+@pytest.mark.points(1, "tasks")
 def test_the_probability_of_a_word_is_a_mean_over_words_and_not_over_examples():
     """A text of one word and one of two, in a batch each: the three words count alike, in nats."""
     model = Says([[0.0, 0, 0, 0, 0], [0.0, 5, 0, 0, 0], [0.0, 0, 0, 5, 0]])
@@ -306,6 +313,7 @@ def test_the_probability_of_a_word_is_a_mean_over_words_and_not_over_examples():
     assert math.isclose(found, 100 * math.exp((right + right + wrong) / 3), rel_tol=1e-6)
 
 
+@pytest.mark.points(2, "tasks")
 def test_a_class_is_read_off_the_state_at_its_place_whatever_is_padded():
     """A GPT's at the last token of the text, a BERT's at [CLS]; the oracle reads each text alone and by hand."""
     for tokenizer, config in ((PLAIN, Config(1024, 16, 12, 2, 3, 20)), (WORLD, Config(1024, 16, 12, 2, 3, 20, False))):
@@ -321,6 +329,7 @@ def test_a_class_is_read_off_the_state_at_its_place_whatever_is_padded():
         assert wanted.tolist() == [2, 2, 2]
 
 
+@pytest.mark.points(1, "tasks")
 def test_predictions_come_back_in_the_order_of_the_examples():
     model = Says([[0.0] * 5, [0.0, 5, 0, 0, 0], [0.0, 0, 0, 5, 0]])
     task = Task("t", [], [], [], labels=["good", "bad"], words=[3, 1])
@@ -328,6 +337,7 @@ def test_predictions_come_back_in_the_order_of_the_examples():
     assert tasks.predictions(model, task, rows, PLAIN, batch_size=3) == ["good", "bad", "good", "bad"]
 
 
+@pytest.mark.points(1, "tasks")
 def test_a_written_answer_may_be_twice_as_long_as_the_longest_reference():
     """Behind `1 2` Counts writes 3 4 5 ...: references of one and of three tokens allow six, the model's end fewer."""
     rows = [Example([1, 2], [N, 9], "", [""]), Example([1, 2, 30, 31], [N, 30, 31, 9], "", [""])]

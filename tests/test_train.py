@@ -110,6 +110,7 @@ def by_hand(model, lr, seed):
         yield [e.ids for e in batch], gradients, norm, rate, [p.detach().clone() for p in parameters], scores
 
 
+@pytest.mark.points(4, "train")
 def test_the_loop_by_hand(monkeypatch):
     """Thirty steps, exactly: batch, gradient, clipping, learning rate, Adam, dev, and what remains at the end."""
     model = stirred(GPT, LoRA(rank=2, alpha=4.0))
@@ -163,12 +164,14 @@ def toy(monkeypatch, steps, scores):
     return curve, seen, trainable(model)
 
 
+@pytest.mark.points(1, "train")
 def test_of_equal_dev_scores_the_first_counts(monkeypatch):
     curve, seen, left = toy(monkeypatch, 5, [1, 7, 3, 7, 2])
     assert curve == [(1, 1), (2, 7), (3, 3), (4, 7), (5, 2)]
     assert all(torch.equal(p, seen[1][name]) and not torch.equal(p, seen[3][name]) for name, p in left.items())
 
 
+@pytest.mark.points(1, "train")
 def test_a_single_step_has_the_whole_learning_rate(monkeypatch):
     """Adam's first step is lr for every value with a gradient."""
     before = stirred(GPT, LoRA(rank=2))
@@ -177,6 +180,7 @@ def test_a_single_step_has_the_whole_learning_rate(monkeypatch):
     assert curve == [(1, 5)] and moved.max().item() == pytest.approx(LoRA.lr, rel=1e-3)
 
 
+@pytest.mark.points(1, "train")
 def test_a_new_classifier_has_a_rate_of_its_own():
     """One step of two labels; Adam's first step is the rate itself: 0.01 for LoRA's B, 0.25 for the classifier."""
     model = stirred(GPT, LoRA(rank=2), classes=2)
@@ -189,6 +193,7 @@ def test_a_new_classifier_has_a_rate_of_its_own():
     assert moved["blocks.0.attention.value.B"] == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.points(1, "train")
 def test_a_step_that_is_not_finite_ends_the_run_with_the_next_logits(monkeypatch):
     loss, losses = tasks.loss, iter([1.0, 1.0, math.nan, 1.0])
     monkeypatch.setattr(tasks, "loss", lambda *args: loss(*args) * next(losses))
