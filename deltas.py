@@ -8,9 +8,9 @@
     save(path, model);  model = load(path, base)         the delta alone, tied to its base by a fingerprint
     model = merge(model)                                 fold it into plain weights, where that is possible
 
-Whatever requires a gradient after `attach` is what is optimised, counted and saved. No parameter is ever
-recognised by its name, and no technique contains freezing code: `attach` freezes first, and modules made
-afterwards are born trainable.
+Whatever requires a gradient after `attach` is what is optimised, counted and saved; beside it a delta may keep
+places, which are saved and not trained. No parameter is ever recognised by its name, and no technique contains
+freezing code: `attach` freezes first, and modules made afterwards are born trainable.
 """
 
 import hashlib
@@ -92,7 +92,7 @@ class Delta:
         check_fields(self)
 
     def for_task(self, task):
-        """The delta to attach for a data.tasks.Task; a technique that starts from label words finds them there."""
+        """The delta to attach for a data.tasks.Task: one may start from its label words, or choose by its examples."""
         return self
 
     def attach(self, model):
@@ -181,6 +181,12 @@ def trainable(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def kept(model):
+    """{name: (k,) int32} of what a delta keeps untrained, places in theta: its persistent buffers; a base has none."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {name: places for name, places in model.state_dict().items() if name not in parameters}
+
+
 def head_parameters(model):
     """The ids of the parameters of a Classifier; none where the task is solved by the LM head."""
     return {id(p) for p in model.head.parameters()} if isinstance(model.head, Classifier) else set()
@@ -206,13 +212,14 @@ def count(model):
 
 
 def fingerprint(tensors, config=""):
-    """SHA-256 over a Config and names, shapes and float32 values of {name: tensor}; "" on the meta device."""
+    """SHA-256 over a Config and names, shapes and values (float32, int32) of {name: tensor}; "" on meta."""
     digest = hashlib.sha256(str(config).encode())
     for name, tensor in sorted(tensors.items()):
         if tensor.is_meta:
             return ""
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().contiguous().cpu().numpy().data)
+        exact = tensor.float() if tensor.is_floating_point() else tensor  # above 2^24 a float32 skips integers
+        digest.update(exact.detach().contiguous().cpu().numpy().data)
     return digest.hexdigest()
 
 
@@ -231,7 +238,7 @@ def save(path, model, **notes):
         "base": model.base_fingerprint,
         "classes": model.head.out.out_features if isinstance(model.head, Classifier) else 0,
         "notes": notes,
-        "tensors": {name: p.detach().cpu().clone() for name, p in trainable(model).items()},
+        "tensors": {name: p.detach().cpu().clone() for name, p in (trainable(model) | kept(model)).items()},
     }
     content["digest"] = digest(content)
     files.save(path, content)
@@ -260,7 +267,7 @@ def read(path):
         methods()[method](**given)
     except Refused as error:
         raise Refused(f"{path}: {error}") from None
-    files.sound(content["tensors"], path)
+    files.sound(content["tensors"], path, places=True)
     if content["format"] > 1 and content.get("digest") != digest(content):
         raise Refused(f"{path}: damaged: its digest is not that of its content")
     return content
@@ -278,7 +285,7 @@ def load(path, model):
     if content["format"] == 1:
         warnings.warn(f"{path}: an older file, which proves its base's parameters but not its Config", stacklevel=2)
     delta = methods()[content["method"]](**content["settings"])
-    classes, size = content["classes"], sum(t.numel() for t in content["tensors"].values())
+    classes, size = content["classes"], sum(t.numel() for t in content["tensors"].values() if t.is_floating_point())
     with as_before_if_refused(model):
         if classes and 0 < classes * model.config.d_model <= size:
             model.classify(classes)
@@ -291,19 +298,24 @@ def load(path, model):
             raise Refused(f"{path}: holds {size:,} values, where {delta} on this base has {wanted:,}")
         new = attach(delta, model)
         delta.finish(new)
-        copy_into(trainable(new), content["tensors"], path)
+        copy_into(trainable(new) | kept(new), content["tensors"], path)
+        for name, places in kept(new).items():
+            if places[0] < 0 or places[-1] >= new.base_size or (places.diff() <= 0).any():
+                raise Refused(f"{path}: {name} are not places from 0 to {new.base_size - 1}, each once and in order")
     return new
 
 
 @torch.no_grad()
 def copy_into(targets, tensors, path):
-    """Copy {name: tensor} into {name: parameter}; the names and the shapes must agree exactly."""
+    """Copy {name: tensor} into {name: tensor}; the names and the shapes must agree exactly."""
     for what, names in (("misses", set(targets) - set(tensors)), ("has a surplus of", set(tensors) - set(targets))):
         if names:
             raise Refused(f"{path} {what} {', '.join(map(files.shown, sorted(names)[:3]))} ({len(names)} in all)")
     for name, target in targets.items():
         if target.shape != tensors[name].shape:
             raise Refused(f"{path}: {name} is {tuple(tensors[name].shape)}, not {tuple(target.shape)}")
+        if target.is_floating_point() != tensors[name].is_floating_point():
+            raise Refused(f"{path}: {name} is {tensors[name].dtype}, not {target.dtype}")
     for name, target in targets.items():
         target.copy_(tensors[name])
 

@@ -132,18 +132,18 @@ def next_pow2(n):
 
 
 class Projection(nn.Module):
-    """z (d,) -> P z (D,), given `times` and `transposed`. Raises Refused unless 1 <= d <= D."""
+    """z (d,) -> gain P z (D,), given `times` and `transposed`. Raises Refused unless 1 <= d <= D."""
 
-    def __init__(self, d, D, seed):
+    def __init__(self, d, D, seed, gain):
         if not 1 <= d <= D:
             raise Refused(f"a projection from d={d} to D={D} numbers: d must be at least 1 and at most D")
         super().__init__()
-        self.d, self.D, self.seed = d, D, seed
+        self.d, self.D, self.seed, self.gain = d, D, seed, gain
 
     def forward(self, z):
         if z.shape != (self.d,):
             raise Refused(f"this projection takes {self.d} numbers, not {tuple(z.shape)}")
-        return Product.apply(z, self.times, self.transposed)                           # (D,)
+        return Product.apply(self.gain * z, self.times, self.transposed)               # (D,)
 
     def extra_repr(self):
         return f"d={self.d}, D={self.D}, seed={self.seed}"
@@ -159,8 +159,8 @@ class Fastfood(Projection):
     seed means the same P on every device; on meta nothing is drawn. state_dict leaves B, Pi and G out.
     """
 
-    def __init__(self, d, D, seed=0, padded=False, device="cpu"):
-        super().__init__(d, D, seed)
+    def __init__(self, d, D, seed=0, gain=1.0, padded=False, device="cpu"):
+        super().__init__(d, D, seed, gain)
         self.n = next_pow2(D if padded else d)
         shape = -(-D // self.n), self.n                                                # (blocks, n)
         small = next(kind for kind in (torch.uint8, torch.int16, torch.int32) if self.n - 1 <= torch.iinfo(kind).max)
@@ -212,8 +212,8 @@ class Dense(Projection):
 
     KEEP = 2**28  # a gigabyte in float32
 
-    def __init__(self, d, D, seed=0, device="cpu"):
-        super().__init__(d, D, seed)
+    def __init__(self, d, D, seed=0, gain=1.0, device="cpu"):
+        super().__init__(d, D, seed, gain)
         self.step = max(1, 8 * DRAW // d)
         self.register_buffer("P", None, persistent=False)
         if torch.device(device).type != "meta" and d * D <= self.KEEP:

@@ -125,12 +125,13 @@ def tensors(path):
         raise Refused(f"{path}: {why}") from None
 
 
-def sound(found, path):
-    """Check that {name: tensor} holds floating, finite, dense tensors, and return it."""
+def sound(found, path, places=False):
+    """Check that {name: tensor} holds floating, finite, dense tensors, or `places` (int32), and return it."""
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise Refused(f"{path}: {shown(name)} is not a named tensor")
-        if tensor.layout != torch.strided or not tensor.is_floating_point():
+        right = tensor.is_floating_point() or places and tensor.dtype == torch.int32
+        if tensor.layout != torch.strided or not right:
             raise Refused(f"{path}: {shown(name)} is {tensor.dtype}, {tensor.layout}; floating and dense is expected")
         if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):  # NaN is both; no copy is made
             raise Refused(f"{path}: {shown(name)} holds NaN or infinity")

@@ -12,7 +12,7 @@ import torch
 from data import tasks
 from data.files import shown
 from deltas import fingerprint, trainable
-from model import Block, NotFinite, Refused, finite
+from model import Block, NotFinite, Refused, Transformer, finite
 
 
 class Diverged(Refused):
@@ -133,7 +133,9 @@ def key_biases(model):
 def memory_of_a_step(model, task, pad, settings):
     """What a training step holds at its peak, in MB, by kind: weights, gradients, optimiser, activations.
 
-    Counted, not sampled: activations are the tensors that autograd keeps for the backward pass.
+    Counted, not sampled. Weights: parameters, a projection's signs, permutation and Gaussians, a mask's places.
+    Activations: the tensors that autograd keeps for the backward pass. A wrapper around the whole model makes theta
+    anew, which is among these, and in the backward pass the gradient of all of it.
     """
     kept = {}
 
@@ -141,11 +143,13 @@ def memory_of_a_step(model, task, pad, settings):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    held = [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
+    weights = {storage.data_ptr(): storage.nbytes() for storage in held}
     _, *batch = next(tasks.batches(task.train, settings.batch_size, pad, torch.Generator().manual_seed(0)))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), settings.precision():
         tasks.loss(model, task, [t.to(settings.device) for t in batch])
     trained = sum(4 * p.numel() for p in trainable(model).values())
-    parts = {"weights": sum(weights.values()), "gradients": trained, "optimizer": 2 * trained,
+    theta = 0 if isinstance(model, Transformer) else 4 * model.base_size
+    parts = {"weights": sum(weights.values()), "gradients": trained + theta, "optimizer": 2 * trained,
              "activations": sum(size for place, size in kept.items() if place not in weights)}
     return {name: size / 2**20 for name, size in (parts | {"peak": sum(parts.values())}).items()}

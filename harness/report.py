@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from data.files import shown
-from deltas import count
+from deltas import count, kept
 from harness import boundary
 
 
@@ -133,7 +133,7 @@ def ending(record, out):
 
 
 def explain(model):
-    """Where the delta sits: every tensor with its shape, trained or frozen; equal blocks are folded."""
+    """Where the delta sits: every tensor with its shape, trained, frozen or kept; equal blocks are folded."""
     print(f"{'tensor':<52}{'shape':>16}  \n{'-' * 78}")
     inner = next(m for m in model.modules() if hasattr(m, "blocks"))
     inside = {id(p): f"blocks[{i}]" for i, block in enumerate(inner.blocks) for p in block.parameters()}
@@ -147,6 +147,8 @@ def explain(model):
     for line, numbers in groups.items():
         print(line + (f"   blocks {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else
                       f"   block {numbers[0]}" if numbers[0] else ""))
+    for name, places in kept(model).items():
+        print(f"{name:<52}{str(tuple(places.shape)):>16}  kept, not trained")
     counted = count(model)
     print(f"{'-' * 78}\nbase {counted.base:,}   delta {counted.delta:,} ({counted.percent:.2f} %)   "
           f"head {counted.head:,}")

@@ -1,7 +1,7 @@
 """`eval.py costs`: what every technique costs at real sizes, up to GPT-3 175B.
 
     parameters   count() of the real model with the real delta attached; the closed formula beside it
-    storage      two or four bytes a stored parameter
+    storage      two or four bytes a stored parameter, four for the place of a single weight (mask)
     memory       weights + gradients + Adam's two moments while training:
                  frozen x b_frozen + trained x (b_weight + b_gradient + b_moments)
     FLOPs        2 a matrix entry and token forward, 4 backward: full 6 n, a delta 4 n, the last k of L
@@ -19,7 +19,7 @@ import math
 from dataclasses import fields
 
 from data import files
-from deltas import count, matrix_entries, methods
+from deltas import count, kept, matrix_entries, methods
 from fastfood import next_pow2
 from harness import checks
 from harness.settings import Parser, distinct, value
@@ -80,18 +80,19 @@ def row(name, delta):
     model = attached(config, delta)
     now = count(model)
     held = sum(p.numel() for p in model.parameters())
-    buffers = sum(b.nbytes for b in model.buffers())  # a projection
-    # A wrapper around the whole model makes theta and the gradient of all of it, in every step.
-    rebuilt = 0 if isinstance(model, Transformer) else 2 * now.base
-    memory = {f"memory_{recipe}": sum(training_memory(held, now.delta, recipe).values()) + rebuilt * frozen + buffers
-              for recipe, (frozen, *_) in RECIPES.items()}
+    buffers = sum(b.nbytes for b in model.buffers())  # a projection, or places
+    # A wrapper around the whole model makes theta and the gradient of all of it, in every step. They take what two
+    # moments take: in `mixed` theta_0 is in 16 bits, but what is added to it, and so the sum, is in 32.
+    rebuilt = 0 if isinstance(model, Transformer) else now.base
+    memory = {f"memory_{recipe}": sum(training_memory(held, now.delta, recipe).values()) + rebuilt * moments + buffers
+              for recipe, (*_, moments) in RECIPES.items()}
     delta.finish(model)
-    kept = count(model).delta
+    stored, places = count(model).delta, sum(t.nbytes for t in kept(model).values())
     forward, training = delta.flops(config, TEXT)
     return {"model": name, "method": delta.name, "settings": settings(delta), "base": now.base,
             "trained": now.delta, "percent": now.percent, "formula": delta.training_formula(config),
-            "stored": kept, "stored_formula": delta.formula(config), "stored_fp16": stored_bytes(kept, 16),
-            "stored_fp32": stored_bytes(kept, 32), **memory,
+            "stored": stored, "stored_formula": delta.formula(config), "stored_fp16": stored_bytes(stored, 16) + places,
+            "stored_fp32": stored_bytes(stored, 32) + places, **memory,
             "flops_forward": forward, "flops_training": training}
 
 
@@ -153,7 +154,8 @@ Columns of the second table: weights + gradients + Adam's two moments while trai
   fp32   4 bytes a frozen parameter; trained 4 + 4 + 8: full fine-tuning 16 D, a delta 4 D + 12 T
   mixed  2 a frozen one; trained 2 + 4 (master copy) + 2 + 8, the same sum as train.py --dtype bfloat16
   bf16   2 a frozen one; trained 2 + 2 + 4
-  intrinsic also holds its projection (signs, permutation, Gaussians) and, in a step, theta and its gradient.
+  intrinsic also holds its projection (signs, permutation, Gaussians), mask its places; and both, in a step,
+  theta and its gradient.
 FLOPs a token: matrices of the blocks only, n entries; forward is 2 n once merged, full training 6 n; prompt
   for texts of {TEXT} tokens. Trained is what the optimiser sees (prefix: with its MLP), stored what is kept."""
 

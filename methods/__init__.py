@@ -8,3 +8,4 @@ from methods.adapter import Adapter
 from methods.prompt import Prompt
 from methods.prefix import Prefix
 from methods.intrinsic import Intrinsic
+from methods.mask import Mask

@@ -35,12 +35,11 @@ PROJECTIONS = {"fastfood": Fastfood, "dense": Dense}
 class Subspace(nn.Module):
     """The model at theta_0 + P z: it takes what the model takes and returns what the model returns."""
 
-    def __init__(self, model, project, scales):
+    def __init__(self, model, project, scales=0):
         super().__init__()
         self.model = model
         self.layers = layers(model)
         self.project = project
-        self.gain = (project.D / project.d) ** 0.5  # unit columns to unit rows
         device = model.tokens.weight.device
         self.z = nn.Parameter(torch.zeros(project.d, device=device))
         self.scales = nn.Parameter(torch.ones(scales, device=device)) if scales else None
@@ -56,7 +55,7 @@ class Subspace(nn.Module):
     def theta(self):
         """{name: weight}. A tied weight stands here once; functional_call puts it in all its places."""
         base = own_parameters(self.model)
-        updates = self.project(self.gain * self.z).split([p.numel() for p in base.values()])
+        updates = self.project(self.z).split([p.numel() for p in base.values()])
         if self.scales is not None:
             scales = self.scales.unbind()
             updates = [scales[layer] * update for layer, update in zip(self.layers, updates)]
@@ -100,7 +99,8 @@ class Intrinsic(Delta):
             raise Refused(f"dim={self.dim}: this model has {D} weights and {m} scales of layers; "
                              f"choose {m + 1} to {D}")
         kind, device = PROJECTIONS[self.projection], model.tokens.weight.device
-        return Subspace(model, kind(self.dim - m, D, self.projection_seed, device=device), scales=m)
+        gain = (D / (self.dim - m)) ** 0.5  # unit columns to unit rows
+        return Subspace(model, kind(self.dim - m, D, self.projection_seed, gain, device=device), scales=m)
 
     def formula(self, config):
         return self.dim

@@ -17,6 +17,7 @@ from methods.full import Full
 from methods.intrinsic import Intrinsic
 from methods.last_layer import LastLayer
 from methods.lora import LoRA
+from methods.mask import Mask
 from methods.prefix import Prefix
 from methods.prompt import Prompt
 from model import Refused, Transformer
@@ -62,7 +63,14 @@ def test_intrinsic_is_small_on_disk_and_larger_than_full_fine_tuning_in_memory()
     D, blocks = 124_439_808, 121_524  # of 1024
     assert row["stored_fp32"] == 4000
     assert row["memory_fp32"] == 4 * (D + 1000) + 12 * 1000 + 2 * 4 * D + 7 * 1024 * blocks
+    assert row["memory_mixed"] == 2 * D + 16 * 1000 + 2 * 4 * D + 7 * 1024 * blocks  # theta is in fp32 there
     assert row["memory_bf16"] == 2 * (D + 1000) + 6 * 1000 + 2 * 2 * D + 7 * 1024 * blocks
+
+
+def test_a_mask_stores_a_value_and_a_place_of_four_bytes_for_each_weight_that_trains():
+    row = costs.row("gpt2", Mask(k=1000))
+    assert (row["stored"], row["stored_fp16"], row["stored_fp32"]) == (1000, 6000, 8000)
+    assert row["memory_fp32"] == 3 * 4 * 124_439_808 + 16 * 1000 + 4 * 1000
 
 
 def test_the_memory_of_any_other_delta_is_the_base_and_twelve_bytes_more_for_each_of_its_parameters():
@@ -107,6 +115,7 @@ def test_the_flops_of_a_technique_are_those_of_its_code(delta, soft, unmerged, s
 
 def test_in_intrinsic_each_token_costs_what_it_costs_in_full_fine_tuning():
     assert Intrinsic(dim=50).flops(THREE, 5) == Full().flops(THREE, 5) == (2 * 3168, 6 * 3168)
+    assert Mask(k=50).flops(THREE, 5) == (2 * 3168, 6 * 3168), "and so in a mask"
     assert matrix_entries(THREE) == 3168
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import deltas
-from deltas import (Delta, attach, check_fields, copy_into, count, fingerprint, head_parameters, load, merge, methods,
-                    own_parameters, read, save, setting, trainable)
+from deltas import (Delta, attach, check_fields, copy_into, count, fingerprint, head_parameters, kept, load, merge,
+                    methods, own_parameters, read, save, setting, trainable)
 from methods.bitfit import BitFit
 from methods.lora import LoRA
 from model import Transformer
@@ -86,7 +86,8 @@ def test_a_technique_checks_its_fields_when_it_is_made():
 # ---- techniques ----
 
 def test_the_techniques_stand_in_the_order_in_which_they_are_best_read():
-    assert list(methods()) == ["full", "last_layer", "bitfit", "lora", "adapter", "prompt", "prefix", "intrinsic"]
+    assert list(methods()) == ["full", "last_layer", "bitfit", "lora", "adapter", "prompt", "prefix", "intrinsic",
+                               "mask"]
     assert methods()["lora"] is LoRA and LoRA().name == "lora", "a technique has the name of its file"
 
 
@@ -140,6 +141,16 @@ def test_a_model_carries_one_delta_at_a_time(tmp_path):
     assert list(trainable(model)) == ["prompt.vector"], "the refusal did nothing"
 
 
+def test_what_a_delta_keeps_is_its_buffers_and_a_base_has_none():
+    assert kept(base()) == kept(base(config=BERT)) == kept(attach(BitFit(), base(classes=4))) == {}
+    model = attach(Toy(), base())
+    model.prompt.register_buffer("places", torch.tensor([3, 7], dtype=torch.int32))
+    model.prompt.register_buffer("drawn", torch.zeros(9), persistent=False)           # from a seed, at any time
+    assert list(kept(model)) == ["prompt.places"] and list(trainable(model)) == ["prompt.vector"]
+    assert kept(model)["prompt.places"].data_ptr() == model.prompt.places.data_ptr(), "itself, to be filled from a file"
+    assert count(model).delta == 12, "it is not counted"
+
+
 # ---- fingerprint ----
 
 @pytest.mark.points(1, "saving")
@@ -157,6 +168,11 @@ def test_a_fingerprint_sees_names_shapes_values_and_the_config_and_no_order():
     turned = a.view(2, 3).t()
     assert fingerprint({"a": turned}) == fingerprint({"a": turned.contiguous()}), "how it lies in memory does not count"
     assert fingerprint({"a": torch.empty(2, device="meta")}) == "", "there are no values on the meta device"
+
+
+def test_a_fingerprint_tells_places_apart_that_a_float32_does_not():
+    one, next_one = (torch.tensor([place], dtype=torch.int32) for place in (2**24, 2**24 + 1))
+    assert one.float() == next_one.float() and fingerprint({"a": one}) != fingerprint({"a": next_one})
 
 
 @pytest.mark.points(1, "deltas")
@@ -319,6 +335,7 @@ def test_copying_is_strict():
         ({"a": one, "b": two, "d": one, "c": one}, r"f.pt has a surplus of c, d \(2 in all\)"),
         ({"a": one, "b": two.t()}, r"f.pt: b is \(3, 2\), not \(2, 3\)"),
         ({"a": torch.ones(1), "b": two}, r"f.pt: a is \(1,\), not \(2,\)"),            # would broadcast
+        ({"a": one.int(), "b": two}, r"f.pt: a is torch.int32, not torch.float32"),
     ):
         with pytest.raises(ValueError, match=message):
             copy_into(targets(), tensors, "f.pt")

@@ -31,9 +31,9 @@ def flat(model):
 
 
 def columns(model):
-    """P (D, d), scaled as the model scales it."""
+    """P (D, d), with its gain."""
     unit = torch.eye(len(model.z), dtype=torch.float64)
-    return torch.stack([model.gain * model.project(e) for e in unit], dim=1)
+    return torch.stack([model.project(e) for e in unit], dim=1)
 
 
 # ---- theta_0 + P z ----

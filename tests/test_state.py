@@ -40,7 +40,7 @@ def stopped(monkeypatch, made, out, at):
             train.run(made, out, report.quiet)
 
 
-@pytest.mark.parametrize("name", ["lora", "prefix", "intrinsic", "full"])
+@pytest.mark.parametrize("name", ["lora", "prefix", "intrinsic", "mask", "full"])
 def test_a_stopped_run_ends_bit_for_bit_as_the_undisturbed_one(name, monkeypatch, tmp_path):
     """Stopped in step 17: dev was scored at 2, 4, ... 16, so it goes on from 16, and once more after step 25."""
     calm, said = train.run(settings(name), tmp_path / "calm", report.quiet), []

@@ -20,7 +20,10 @@ from harness import checks, report, results
 from harness.settings import Settings
 from lab.score import rebuild
 from methods.bitfit import BitFit
+from methods.full import Full
+from methods.intrinsic import Intrinsic
 from methods.lora import LoRA
+from methods.mask import Mask
 from methods.prefix import Prefix
 from model import Transformer
 from tiny import GPT, same, stirred
@@ -308,6 +311,22 @@ def test_memory_is_counted_by_kind():
     assert kept["last_layer"] < kept["bitfit"] <= kept["full"]
     half = checks.memory_of_a_step(model, task, 0, settings("bitfit", batch_size=2))["activations"]
     assert kept["bitfit"] == pytest.approx(2 * half, rel=0.02), "activations belong to texts, weights are none"
+
+
+def test_in_a_wrapper_projection_theta_and_the_gradient_of_theta_are_counted():
+    """The model has D = 2788 weights, 1920 of them in the matrices of its two blocks."""
+    rows = [Example([1, 2, 3], [-100, -100, 3], "", ["x"])] * 4
+    task, found = Task("t", rows, rows, [], metric=""), []
+    for delta in (Full(), Intrinsic(dim=16), Mask(k=16, by="random")):
+        parts = checks.memory_of_a_step(attach(delta, Transformer(GPT)), task, 0, settings("full"))
+        found.append({part: round(size * 2 ** 20) for part, size in parts.items()})
+    full, intrinsic, mask = found
+    assert (full["weights"], full["gradients"], full["optimizer"]) == (4 * 2788, 4 * 2788, 8 * 2788)
+    assert intrinsic["weights"] == 4 * (2788 + 16) + 175 * 16 * 6, "175 blocks of 16 signs, places and Gaussians"
+    assert mask["weights"] == 4 * (2788 + 16) + 16 * 4, "and 16 places"
+    for one in (intrinsic, mask):
+        assert (one["gradients"], one["optimizer"]) == (4 * (2788 + 16), 8 * 16), "theta's gradient and z's"
+        assert one["activations"] > full["activations"] + 4 * 1920, "theta itself is kept for the backward pass"
 
 
 def test_a_share_of_nothing_is_none():
