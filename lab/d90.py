@@ -1,33 +1,46 @@
 """`eval.py d90`: the smallest number of trained dimensions that reaches 90 % of full fine-tuning.
 
-    d90 = min { d : score(d) >= 0.9 score(full) }        score(d): dev, mean over seeds, theta = theta_0 + P z
+    d90 = min { d : score(d) >= 0.9 score(full) }        score(d): theta = theta_0 + P z, on test
 
-Aghajanyan et al. 2021, section 3. Their target can lie below chance, so a second one is reported beside it:
-c + 0.9 (score(full) - c), c the majority class. The grid of d is bisected; the next larger d has to meet the
-target too. A d90 found so is an upper bound, and a bracket: the largest d tried that fails, the smallest that
-does not. Several bases or tasks make "larger model, smaller d90" and "harder task, larger d90" one command:
+Aghajanyan et al. 2021, section 3. Both sides are tuned alike: dev picks the learning rate, from equally many, and the
+step; test judges. Each seed draws examples, subspace and test, and has a d90 of its own. Their target can lie below
+chance, so a second one is reported beside it: c + 0.9 (score(full) - c), c the majority class.
+The grid of d is bisected; the next larger d has to meet the target too. A d90 found so is an upper bound, and a
+bracket: the largest d tried that fails, the smallest that does not. d = 0 is the frozen base or, where a Classifier
+answers, the Classifier alone: its parameters train beside every d. Several bases or tasks are one command:
 
-    python eval.py d90 --bases gpt-xs,gpt-s,gpt-m --tasks sentiment,rating
+    python eval.py d90 --bases gpt-xs,gpt-s,gpt-m --tasks rating,cuisine
 """
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from deltas import methods
+from data.bases import SHAPES
+from deltas import Delta, methods
 from harness.settings import Parser, Settings, add_options, chosen, distinct, positive, several
 from lab import pictures
-from lab.runs import Runs, check, dev, sd
+from lab.runs import Runs, check, mean, sd, trained
 from model import Refused
 
 GRID = tuple(2**k for k in range(2, 13))         # 4 to 4096
 
 
-def at(runs, d, rates=None, **choice):
-    """The records at dimension d, all seeds, at the rate with the first seed's best dev score.
+@dataclass
+class HeadAlone(Delta):
+    """Nothing but the Classifier is trained."""
 
-    A seed draws the subspace too, not only the examples.
-    """
-    return runs.tuned("intrinsic", rates, seeded=("projection_seed",), dim=d, **choice)
+    def attach(self, model):
+        return model
+
+
+def at(runs, d, seed, rates=None, **choice):
+    """The record at dimension d of a seed, which draws the subspace too, at the rate with the best dev score."""
+    return runs.tuned("intrinsic", rates, (seed,), seeded=("projection_seed",), dim=d, **choice)[0]
+
+
+def full_rates(base, number):
+    """The learning rates of full fine-tuning, as many as the subspace has: a thousand examples take high ones."""
+    return ((1e-3, 3e-3, 3e-4, 1e-4) if base in SHAPES else (5e-5, 2e-4, 1e-4, 2e-5))[:number]
 
 
 def bracket(reached, target, grid=GRID):
@@ -51,42 +64,62 @@ def plan(runs, grid, rates, **choice):
     """The Settings of all runs that a measurement may need, of subspaces the first seed's."""
     own = {f.name for f in fields(methods()["intrinsic"])}
     full = {name: value for name, value in choice.items() if name not in own}
-    return [*runs.plan("full", **full), *(one for d in grid for one in runs.plan_tuned(
-        "intrinsic", rates, seeded=("projection_seed",), dim=d, **choice))]
+    return [*(one for lr in full_rates(full["base"], len(rates)) for one in runs.plan("full", lr=lr, **full)),
+            *(one for d in grid for one in runs.plan_tuned(
+                "intrinsic", rates, seeded=("projection_seed",), dim=d, **choice))]
 
 
 def measure(runs, grid=GRID, rates=None, per_layer=False, projection="fastfood", **choice):
-    """Everything about one base and task: {full, chance, targets, brackets, curve: {d: (mean, sd)}, D}.
+    """Everything about one base and task: {full, chance, targets, brackets, curve, D, head}, a value for each seed.
 
+    `curve` is {d: scores of the seeds that tried it}, d = 0 first; `head` counts the Classifier's parameters.
     The target is full fine-tuning's of the pretrained base, also with random weights (`scratch`).
     """
-    full, curve = runs.trial("full", **choice | {"scratch": False}), {}
-    goal, chance = dev(full), full[0]["majority_score"]
-    D = full[0]["base_params"]
+    rates = rates or methods()["intrinsic"].rates
+    tuned = full_rates(choice["base"], len(rates))
+    full = [runs.tuned("full", tuned, (seed,), **choice | {"scratch": False})[0] for seed in runs.seeds]
+    D, head, curve, zero = full[0]["base_params"], full[0]["head_params"], {}, {}
     if not (grid := [d for d in grid if d <= D]):
         raise Refused(f"no d of the grid is at most D = {D:,}")
+    goals, chances = ([r[name] for r in full] for name in ("score", "majority_score"))
+    targets = {"raw": [0.9 * goal for goal in goals],
+               "above chance": [chance + 0.9 * (goal - chance) for goal, chance in zip(goals, chances)]}
 
-    def reached(d):
-        records = at(runs, d, rates, per_layer=per_layer, projection=projection, **choice)
-        curve[d] = dev(records), sd([r["dev_score"] for r in records])
-        return curve[d][0]
+    def reached(d, seed):
+        record = at(runs, d, seed, rates, per_layer=per_layer, projection=projection, **choice)
+        if seed not in zero:
+            zero[seed] = head_alone(runs, seed, **choice) if head else record["frozen_score"]
+        curve.setdefault(d, {})[seed] = record["score"]
+        return record["score"]
 
-    targets = {"raw": 0.9 * goal, "above chance": chance + 0.9 * (goal - chance)}
-    brackets = {name: bracket(reached, target, grid) for name, target in targets.items()}
-    return {"full": goal, "chance": chance, "targets": targets, "brackets": brackets,
-            "curve": dict(sorted(curve.items())), "D": D}
+    brackets = {kind: [bracket(lambda d, seed=seed: reached(d, seed), target, grid)
+                       for seed, target in zip(runs.seeds, values)] for kind, values in targets.items()}
+    return {"full": goals, "chance": chances, "targets": targets, "brackets": brackets, "D": D, "head": head,
+            "curve": {d: [found[seed] for seed in sorted(found)] for d, found in [(0, zero), *sorted(curve.items())]}}
+
+
+def head_alone(runs, seed, **choice):
+    """The score where d = 0 and a Classifier answers."""
+    settings, = runs.plan("full", (seed,), **choice)
+    return runs.kept("head alone", lambda: trained(settings, HeadAlone()), **settings.key)["score"]
+
+
+def text(low, high):
+    """A bracket, as it is printed."""
+    return f"> {low}" if high is None else f"<= {high}" if low is None else f"({low}, {high}]"
 
 
 def show(name, found):
-    """One line with the brackets, and one for each d that was tried."""
-    def text(bracket):
-        low, high = bracket
-        return f"> {low}" if high is None else f"<= {high}" if low is None else f"({low}, {high}]"
-    print(f"\n{name}   D = {found['D']:,}   full {found['full']:.1f}   chance {found['chance']:.1f}")
-    for kind, target in found["targets"].items():
-        print(f"  d90 {kind:<13} target {target:5.1f}   {text(found['brackets'][kind])}")
-    for d, (score, spread) in found["curve"].items():
-        print(f"  {d:>6}  {score:5.1f} ± {spread:4.1f}  {'#' * round(score / 2)}")
+    """One line with each seed's bracket for each kind of target, and one for each d that was tried."""
+    def row(d, scores, more=""):
+        print(f"  {d:>6}  {mean(scores):5.1f} ± {sd(scores):4.1f}  {'#' * round(mean(scores) / 2)}{more}")
+    head = f"   and {found['head']:,} of a Classifier beside every d" if found["head"] else ""
+    print(f"\n{name}   D = {found['D']:,}{head}   chance {mean(found['chance']):.1f}")
+    for kind, targets in found["targets"].items():
+        print(f"  d90 {kind:<13} target {mean(targets):5.1f}   {'  '.join(text(*b) for b in found['brackets'][kind])}")
+    for d, scores in found["curve"].items():
+        row(d, scores, f"  {len(scores)} of {len(found['full'])} seeds" if len(scores) < len(found["full"]) else "")
+    row("full", found["full"])
 
 
 def picture(found, path):
@@ -96,11 +129,12 @@ def picture(found, path):
     except Refused as error:
         return f"no picture: {error}"
     for name, one in found.items():
-        line = axes.errorbar(list(one["curve"]), [s for s, _ in one["curve"].values()],
-                             yerr=[e for _, e in one["curve"].values()], marker="o", capsize=3, label=name)
-        axes.axhline(one["targets"]["raw"], color=line[0].get_color(), linestyle=":")
-    tried = sorted({d for one in found.values() for d in one["curve"]})
-    axes.set(xscale="log", xlabel="d, trained parameters", ylabel="dev score in %",
+        tried = {d: scores for d, scores in one["curve"].items() if d}  # a logarithmic axis has no zero
+        line = axes.errorbar(list(tried), [mean(scores) for scores in tried.values()],
+                             yerr=[sd(scores) for scores in tried.values()], marker="o", capsize=3, label=name)
+        axes.axhline(mean(one["targets"]["raw"]), color=line[0].get_color(), linestyle=":")
+    tried = sorted({d for one in found.values() for d in one["curve"] if d})
+    axes.set(xscale="log", xlabel="d, trained parameters", ylabel="test score in %",
              title="Score in a random subspace; dotted: 90 % of full")
     axes.set_xticks(tried, tried, minor=False)
     axes.minorticks_off()

@@ -12,6 +12,8 @@ import math
 import time
 from pathlib import Path
 
+import torch
+
 import train
 from data.files import shown
 from deltas import attach, methods
@@ -26,21 +28,16 @@ T_975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31
 MOST_SEEDS = 1000
 
 
-class NotRun(Exception):
-    """A result is needed that results.jsonl does not hold, and nothing may be run now."""
-
-
 class Runs:
-    """The runs and measurements of a folder: what is not kept there is run now, until the time `until`.
+    """The runs and measurements of a folder: what is not kept there is run now.
 
     `say` gets a line for every new one. `always` overrules the settings of every run.
     """
 
-    def __init__(self, out="out", seeds=3, say=print, until=math.inf, **always):
+    def __init__(self, out="out", seeds=3, say=print, **always):
         if seeds > MOST_SEEDS:
             raise Refused(f"--seeds {seeds}: {MOST_SEEDS:,} at most")
-        self.out, self.seeds, self.say, self.until = Path(out), tuple(range(seeds)), say, until
-        self.always = always
+        self.out, self.seeds, self.say, self.always = Path(out), tuple(range(seeds)), say, always
 
     def plan(self, method, seeds=None, seeded=(), **choice):
         """The Settings of a trial, one a seed. The fields named in `seeded` take the seed's own number."""
@@ -53,11 +50,7 @@ class Runs:
 
     def one(self, settings, choice):
         begun = []
-
-        def before():
-            self.allow(f"{settings.delta.name} on {Path(settings.base).name}, {settings.task}, seed {settings.seed}")
-            begun.append(time.time())
-        record = train.run_once(settings, self.out, report.quiet, before)
+        record = train.run_once(settings, self.out, report.quiet, lambda: begun.append(time.time()))
         if begun:
             typed = shown(" ".join(f"{k}={v}" for k, v in choice.items() if v is not None), 500)
             self.say(f"{settings.delta.name:<11} seed {settings.seed}  {typed:<40} {record['score']:6.1f}   "
@@ -88,16 +81,10 @@ class Runs:
         """The dictionary that `measure()` returns, measured once and kept under this name and these settings."""
         @functools.wraps(measure)
         def now():
-            self.allow(name)
             typed = (f"{key}={settings[key]}" for key in ("base", "task", "seed", "method") if key in settings)
             self.say(shown(f"measuring   {name} {' '.join(typed)}".rstrip(), 500))
             return {"method": "measure"} | measure()
         return results.once(self.out, {"measure": name} | settings, now)
-
-    def allow(self, what):
-        """Raise NotRun unless something new may be started."""
-        if time.time() >= self.until:
-            raise NotRun(what)
 
 
 def check(runs, plan, fits=lambda settings, model, tokenizer, task: None):
@@ -132,6 +119,16 @@ def check(runs, plan, fits=lambda settings, model, tokenizer, task: None):
         needed += sum(4 * one.delta.training_formula(model.config) for one in group)
         fits(widest, model, tokenizer, task)
     checks.writable(runs.out, needed)
+
+
+def trained(settings, delta):
+    """{score, dev_score} of a delta that is no technique of methods/, with a run's settings; nothing is saved."""
+    torch.manual_seed(settings.seed)
+    model, tokenizer, task = train.prepare(settings)
+    settings, model = settings.completed(task), attach(delta, model)
+    train.to_precision(model, settings.dtype)
+    curve, _ = train.train(model, task, tokenizer.pad, settings, report.quiet)
+    return {"score": train.score(model, task, tokenizer, settings), "dev_score": max(dev for _, dev in curve)}
 
 
 def mean(values):

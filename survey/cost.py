@@ -1,8 +1,11 @@
 """C1 to C5: what full fine-tuning costs, whether a few parameters can replace it, and the three families."""
 
+import copy
 import math
 import tempfile
 from pathlib import Path
+
+import torch
 
 import train
 from data.bases import SHAPES
@@ -27,14 +30,15 @@ def c1_cost_grows_with_size(bench):
     Measured: memory of a training step, the stored file and the time of a step of full fine-tuning on
     three bases of the little world, the steps timed in turns; the slope of each against the number of
     parameters D, both as logarithms (1: proportional).
+    Rule: holds if each is larger with every size, and the file in proportion, its slope within 5 % of 1.
     """
     bases = "gpt-xs", "gpt-s", "gpt-m"
 
     def measure():
         files, memory = zip(*(file_and_memory(base) for base in bases))
-        ms, ratios = side_by_side({base: step_of("full", base) for base in bases})
+        ms, ratios = side_by_side({base: step_of(methods()["full"](), SHAPES[base]) for base in bases})
         return {"files": files, "memory": memory, "ms": list(ms.values()), "ratios": list(ratios.values())}
-    found = bench.kept("costs of full fine-tuning", measure)
+    found = bench.timed("costs of full fine-tuning", measure)
     sizes = [base_size(SHAPES[base]) for base in bases]
     slopes = {what: slope(sizes, found[what]) for what in ("files", "memory", "ratios")}
     bench.note(f"D: {listed(sizes)}. File, bytes: {listed(found['files'])}, slope {slopes['files']:.2f}; memory of "
@@ -76,15 +80,15 @@ def c2_ten_billion_do_not_fit(bench):
 
     Origin: true for full fine-tuning with Adam; LoRA and quantised weights have softened it since.
     Measured: bytes by the plain formula: weight + gradient + two moments = 4 + 4 + 4 + 4 a parameter in
-    float32; a delta before fp16 weights: 2 a parameter, and 4 + 4 + 8 a trained one. Activations come on
-    top.
+    float32; a delta before fp16 weights: 2 a parameter, and 4 + 4 + 8 a trained one. Before activations.
+    Rule: holds if full fine-tuning's are more than 80 GB.
     """
     D = 10 * 10**9
     full, frozen = 16 * D, 2 * D
     delta = frozen + (4 + 4 + 8) * D // 1000
     bench.note(f"Full: {D:,} x 16 bytes = {full / 1e9:.0f} GB; cards have 24 (consumer) and 80 GB.")
-    bench.note(f"A delta of a thousandth: {D:,} x 2 + {D // 1000:,} x 16 bytes = {delta / 1e9:.2f} GB, which "
-               "does fit into 24 GB: it is this claim that delta tuning has overtaken.")
+    bench.note(f"A delta of a thousandth: {D:,} x 2 + {D // 1000:,} x 16 bytes = {delta / 1e9:.2f} GB before "
+               "activations, for which a card of 24 GB leaves some room: this claim delta tuning has overtaken.")
     return COUNTS if full > 80e9 else FAILS
 
 
@@ -95,6 +99,7 @@ def c3_a_copy_per_task(bench):
 
     Origin: exact, counting in powers of ten.
     Measured: the closed formula of full fine-tuning's count at GPT-3's shape, times 2 and times 4 bytes.
+    Rule: holds if they round to the printed figures.
     """
     D = base_size(size("gpt3-175b"))
     half, single = 2 * D, 4 * D
@@ -103,7 +108,7 @@ def c3_a_copy_per_task(bench):
     return COUNTS if round(half / 1e9, -1) == 350 and round(single / 1e9, -2) == 700 else FAILS
 
 
-@claim("E", minutes=18)
+@claim("E", minutes=10)
 def c4_few_parameters_are_enough(bench):
     """Training a few parameters and freezing the rest comes close to full fine-tuning, and sometimes
     reaches it.
@@ -111,8 +116,10 @@ def c4_few_parameters_are_enough(bench):
     Origin: Houlsby et al., Hu et al., Ben Zaken et al.; in the survey's own runs slightly below on
     average.
     Measured: the delta that dev prefers against full fine-tuning, each with its learning rate tuned on
-    dev, on `rating` (gpt-s), `sentiment` and `cuisine` (gpt-xs): test score in percent of full
-    fine-tuning's, paired by seed. Close means 95 % or more on every task.
+    dev, on `rating` (gpt-s) and `cuisine` (gpt-xs): test score in percent of full fine-tuning's, paired by
+    seed; on a real checkpoint, where there is one, LoRA, adapter and BitFit.
+    Rule: holds if the interval lies above 95 % on every task.
+    Changed: `sentiment` was a third task, with 100.2 ± 0.2 %; the frozen base alone has 99.3 % of it.
     """
     verdicts = [closeness(bench, task, found) for task, found in fields(bench, *TECHNIQUES, "full").items()]
     return together(*verdicts, *on_real(bench, "C4", "lora", "adapter", "bitfit"))
@@ -124,9 +131,11 @@ def c5_three_families(bench):
     reparameterise.
 
     Origin: the survey's own division.
-    Measured: for every technique, what training touches in a tiny model: new tensors while the base is
-    untouched (addition), tensors of the base itself (specification), or the base's weights through a few
-    parameters, so that merging gives the plain base back (reparameterisation).
+    Measured: for every technique, a tiny model's delta is moved and merged. It adds if it cannot be merged;
+    it selects if as many of the base's weights have changed as it trains parameters; if more or fewer have,
+    they are made from these parameters: it reparameterises.
+    Rule: a definition, if that is the family which each technique names as its own.
+    Changed: what selects was what trains the base's own tensors; `mask` selects single weights.
     Tests: tests/test_laws.py::test_every_technique_has_a_family_and_learning_rates_of_its_own
     """
     found = {method: family(method) for method in methods() if method != "full"}
@@ -136,15 +145,17 @@ def c5_three_families(bench):
     return DEFINES if right else OPEN
 
 
+@torch.no_grad()
 def family(method):
-    """The class of a technique, from what it trains and whether it can be merged, not from its label."""
-    model, _ = tiny()
-    base = {id(p) for p in model.parameters()}
-    model = with_delta(method, model)
-    if all(id(p) in base for p in trainable(model).values()):
-        return "specification"
+    """The class of a technique, from what its merged delta has changed, not from its label."""
+    base, _ = tiny()
+    model = with_delta(method, copy.deepcopy(base), **{"k": 9, "by": "random"} if method == "mask" else {})
+    mine = list(trainable(model).values())
+    for p in mine:
+        p += torch.rand_like(p)
     try:
-        merge(model)
+        merged = merge(model)
     except Refused:
         return "addition"
-    return "reparameterisation"
+    changed = sum((old != new).sum().item() for old, new in zip(base.parameters(), merged.parameters()))
+    return "specification" if changed == sum(p.numel() for p in mine) else "reparameterisation"

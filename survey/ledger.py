@@ -8,6 +8,8 @@ A claim is a function whose docstring is its entry; survey/cost.py and the files
 
         Origin: where it really comes from.
         Measured: what we measure.
+        Rule: when it holds, when it fails, when it is open.
+        Changed: what had another rule or setting until its number was seen, and that number.
         Article: what the survey's article has wrong, where it has.
         Tests: tests/test_prompt.py::test_...
         '''
@@ -16,7 +18,7 @@ A claim is a function whose docstring is its entry; survey/cost.py and the files
         return above(scores(records), 50)
 
 Kinds: A counted, U exact on a tiny model, E experiment, D definition or history. A verdict is computed from
-its numbers each time the ledger is printed: only finished runs and measurements are stored.
+its numbers each time the ledger is printed: only runs and measurements are stored.
 """
 
 import inspect
@@ -29,9 +31,10 @@ from lab.runs import interval, mean
 
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "our sizes cannot decide"
 COUNTS, DEFINES, WRONG = "holds by counting", "is a definition", "is wrong in the article"
+QUOTED = "as the paper measured, not derivable"
 UNRUN = "not run yet"
-VERDICTS = (HOLDS, FAILS, OPEN, COUNTS, DEFINES, WRONG, UNRUN)
-PARTS = ("Origin", "Measured", "Article", "Tests")
+VERDICTS = (HOLDS, FAILS, OPEN, COUNTS, DEFINES, WRONG, QUOTED, UNRUN)
+PARTS = ("Origin", "Measured", "Rule", "Changed", "Article", "Tests")
 CLAIMS = {}  # "C16": Claim, in the order in which their files were imported
 
 
@@ -46,7 +49,7 @@ class Claim:
 
     @property
     def command(self):
-        return f"python eval.py claims {self.name}"
+        return f"python eval.py claims {'--rerun ' if self.minutes else ''}{self.name}"
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Entry:
 
 
 def claim(kind, minutes=0.0):
-    """Enter a function into CLAIMS, under the C-number that its name begins with."""
+    """Enter a function into CLAIMS, under the number that its name begins with: c16_..., x1_..."""
     def enter(answer):
         sentence, rest = inspect.cleandoc(answer.__doc__).split("\n\n", 1)
         pieces = [" ".join(text.split()) for text in re.split(rf"^({'|'.join(PARTS)}): ", rest, flags=re.M)]
@@ -74,8 +77,8 @@ def claim(kind, minutes=0.0):
 
 
 def in_order():
-    """All claims, by their number."""
-    return sorted(CLAIMS.values(), key=lambda claim: int(claim.name[1:]))
+    """All claims by their number, the survey's (C) before those of today (X)."""
+    return sorted(CLAIMS.values(), key=lambda claim: (claim.name[0], int(claim.name[1:])))
 
 
 # ---- verdicts ----
@@ -91,14 +94,20 @@ def below(values, bar):
     return above([-value for value in values], -bar)
 
 
+def fewer(first, second, n):
+    """Of n runs each, do `first` fail less often than `second`? By Fisher's exact test, one-sided, at 5 %.
+
+    No single run may decide: the answer has to stand with one failure more among those that fail less often.
+    """
+    def chance(a, b):
+        a = min(a + 1, n)
+        return sum(math.comb(n, i) * math.comb(n, a + b - i) for i in range(a + 1)) / math.comb(2 * n, a + b)
+    return HOLDS if chance(first, second) < 0.05 else FAILS if chance(second, first) < 0.05 else OPEN
+
+
 def together(*verdicts):
     """Of several conditions: one that fails decides, then one that is open."""
     return FAILS if FAILS in verdicts else OPEN if OPEN in verdicts else HOLDS
-
-
-def most(verdicts):
-    """What more than half of them say, or open."""
-    return next((v for v in (HOLDS, FAILS) if 2 * list(verdicts).count(v) > len(verdicts)), OPEN)
 
 
 def pm(values, digits=1):
@@ -107,7 +116,7 @@ def pm(values, digits=1):
 
 
 def minus(first, second):
-    """Differences of scores, paired by seed: equal seeds mean equal training examples."""
+    """Differences of scores, paired by seed: equal seeds mean equal training and test examples."""
     return [a["score"] - b["score"] for a, b in zip(first, second)]
 
 
@@ -118,11 +127,14 @@ def share(first, second):
 
 # ---- printing ----
 
-def plain(entry):
-    """An entry for the terminal."""
-    rows = {"comes from": entry.claim.parts["Origin"], "measured": entry.claim.parts["Measured"],
-            "numbers": " ".join(entry.notes), "article": entry.claim.parts.get("Article"),
-            "tests": entry.claim.parts.get("Tests"), "again": entry.claim.command}
+def plain(entry, before=None):
+    """An entry for the terminal, the rule before its numbers; `before` is the same entry from the shipped runs."""
+    parts = entry.claim.parts
+    rows = {"comes from": parts["Origin"], "measured": parts["Measured"], "rule": parts["Rule"],
+            "numbers": " ".join(entry.notes),
+            "shipped": before and f"{before.verdict.upper()} {' '.join(before.notes)}",
+            "changed": parts.get("Changed"), "article": parts.get("Article"),
+            "tests": parts.get("Tests"), "again": entry.claim.command}
     lines = [f"{entry.claim.name} ({entry.claim.kind})  {entry.verdict.upper()}",
              *textwrap.wrap(f'"{entry.claim.sentence}"', 106, initial_indent="   ", subsequent_indent="   ")]
     for name, text in rows.items():
@@ -136,8 +148,9 @@ def markdown(entries, how):
     """The whole ledger as Markdown; `how` says with what it was measured."""
     counts = {verdict: sum(e.verdict == verdict for e in entries) for verdict in VERDICTS}
     lines = ["# The survey, claim by claim", "", how, "",
-             "Kinds: A counted, U exact on a tiny model, E experiment, D definition or history. ± is half a "
-             "95 % confidence interval over seeds.", "", "| verdict | claims | |", "|---|---|---|"]
+             "C1 to C44 are the survey's, X1 to X4 what is asked today. Kinds: A counted, U exact on a tiny model, E "
+             "experiment, D definition or history. ± is half a 95 % confidence interval over seeds.", "",
+             "| verdict | claims | |", "|---|---|---|"]
     for verdict, number in counts.items():
         if number:
             names = [e.claim.name for e in entries if e.verdict == verdict]
@@ -146,8 +159,9 @@ def markdown(entries, how):
     for entry in entries:
         parts = entry.claim.parts
         lines += ["", f"## {entry.claim.name}", "", f"> {entry.claim.sentence}", "",
-                  f"**{entry.verdict.capitalize()}.** {' '.join(entry.notes)}", "",
-                  f"- Comes from: {parts['Origin']}", f"- Measured: {parts['Measured']}"]
+                  f"- Comes from: {parts['Origin']}", f"- Measured: {parts['Measured']}", f"- Rule: {parts['Rule']}",
+                  "", f"**{entry.verdict.capitalize()}.** {' '.join(entry.notes)}", ""]
+        lines += [f"- Changed after a number was seen: {parts['Changed']}"] if "Changed" in parts else []
         lines += [f"- In the article: {parts['Article']}"] if "Article" in parts else []
         tests = [f"`{test.strip()}`" for test in parts["Tests"].split(",")] if "Tests" in parts else []
         lines += [f"- Exact: {', '.join(tests)}"] if tests else []

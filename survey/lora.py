@@ -13,50 +13,38 @@ from lab.timing import side_by_side
 from methods.full import base_size
 from methods.lora import LoRALinear
 from model import Transformer
-from survey.ledger import COUNTS, FAILS, HOLDS, OPEN, WRONG, claim, pm, together
-from survey.shared import SMALL, each, forward_of, on_real, score, speedups
+from survey.ledger import COUNTS, FAILS, HOLDS, OPEN, QUOTED, WRONG, above, claim, pm, together
+from survey.shared import SMALL, each, forward_of, on_real, speedups
 from survey.tiny import gradients, tiny, with_delta
 
 ALL = "query,key,value,out,up,down"
 
 
-@claim("E+A", minutes=3)
+@claim("E+A", minutes=1)
 def c37_all_matrices_are_decomposed(bench):
     """LoRA: the change of all parameter matrices is a product of two thin ones, dW = B A.
 
     Origin: Hu et al. 2022.
-    Measured: GPT-3's published count by places; on `rating` with gpt-xs the score by rank, and by places
-    at an equal number of parameters; how much of full fine-tuning's own change of a matrix lies in its 4
-    largest singular values.
+    Measured: GPT-3's published count by places; how much of full fine-tuning's own change of a query or value
+    matrix lies in its 4 largest singular values; LoRA on a real checkpoint. What places and rank do is X1 and X2.
+    Rule: wrong in the article if the published 18.8M are query's and value's alone, and all six matrices have more
+    than twice as many.
     Article: the product is right, "all matrices" is not: the paper adapts attention only, mostly W_q and
-    W_v.
+    W_v. As advice, "all matrices" is today's practice (X1).
     Tests: tests/test_lora.py::test_counts_of_the_lora_paper,
     tests/test_lora.py::test_query_and_value_are_wrapped_and_the_key_is_not
     """
     few, everywhere = (methods()["lora"](rank=4, targets=targets).formula(size("gpt3-175b"))
                        for targets in ("query,value", ALL))
     bench.note(f"GPT-3, r = 4: query and value {few:,} (published: 18.8M), all six matrices {everywhere:,}.")
-    for part in (energy, by_rank, by_places):
-        bench.extra(part, bench)
+
+    def energy():
+        found = [energy_in(bench, record) for record in bench.trial("full")]
+        bench.note(f"Of full's dW on gpt-s, 4 of 96 singular values hold {pm(found)} % of the squares; of a "
+                   f"random matrix {random_energy():.0f} %.")
+    bench.extra(energy)
     on_real(bench, "C37", "lora")
     return WRONG if round(few / 1e5) == 189 and everywhere > 2 * few else HOLDS
-
-
-def energy(bench):
-    found = [energy_in(bench, record) for record in bench.trial("full")]
-    bench.note(f"Of full's dW on gpt-s, 4 of 96 singular values hold {pm(found)} % of the squares; of a "
-               f"random matrix {random_energy():.0f} %.")
-
-
-def by_rank(bench):
-    found = {r: bench.trial("lora", base=SMALL, rank=r, alpha=2.0 * r) for r in (1, 2, 4, 16, 48)}
-    bench.note(f"By rank: {each(found, lambda records: '= ' + score(records))}.")
-
-
-def by_places(bench):
-    for targets, r in {"query": 8, "value": 8, "query,value": 4, "query,key,value,out": 2, ALL: 1}.items():
-        found = bench.trial("lora", base=SMALL, rank=r, alpha=2.0 * r, targets=targets)
-        bench.note(f"{targets}, r = {r} ({found[0]['delta_params']:,}): {score(found)}.")
 
 
 def energy_in(bench, record, r=4):
@@ -67,7 +55,7 @@ def energy_in(bench, record, r=4):
         pairs = [(getattr(a.attention, which).weight, getattr(b.attention, which).weight)
                  for a, b in zip(old.blocks, new.blocks) for which in ("query", "value")]
         return {"energy": mean([leading((after - before).detach(), r) for before, after in pairs])}
-    return bench.kept("energy of dW", measure, file=record["file"], r=r)["energy"]
+    return bench.about(record, "energy of dW", measure, r=r)["energy"]
 
 
 def leading(dW, r):
@@ -86,6 +74,7 @@ def c38_lora_starts_at_zero(bench):
     Origin: Hu et al., section 4.1; the authors' code draws A uniformly with the same spread as Kaiming's.
     Measured: in a tiny model, how far a new LoRA moves the logits, and both gradients; then with A zero
     instead.
+    Rule: holds if the logits do not move, and B alone has a gradient.
     Tests: tests/test_lora.py::test_the_start_is_zero_times_a_spread,
     tests/test_lora.py::test_at_the_first_step_only_b_has_a_gradient
     """
@@ -116,8 +105,10 @@ def c39_lora_tends_to_full(bench):
     Origin: Hu et al., section 4.1, an argument, and "roughly".
     Measured: a random dW of rank r = d written as B A (exact); whether a large adapter is a linear map.
     Then how far the dev curve stays from full fine-tuning's, mean distance in points, learning rates
-    tuned, for LoRA in all places with r = 1, 4, 48 and for adapters with m = 1, 8, 48. It holds if LoRA at
-    r = 48 is nearer than at r = 1.
+    tuned, for LoRA in all places with r = 1, 4, 48 and for adapters with m = 1, 8, 48.
+    Rule: holds if dW is exact and LoRA at r = 48 is nearer than at r = 1, the interval of the difference above zero.
+    Changed: nearer in every one of three seeds, which happens by chance one time in eight, was to be enough; it was
+    open even so, with 3.6 ± 3.1 at r = 1 and 3.0 ± 2.0 at r = 48.
     Tests: tests/test_lora.py::test_as_wide_as_the_matrix_lora_reaches_every_update
     """
     torch.manual_seed(0)
@@ -135,7 +126,7 @@ def c39_lora_tends_to_full(bench):
     adapters = {m: distance(bench.tuned("adapter", base=SMALL, bottleneck=m), full) for m in (1, 8, 48)}
     bench.note(f"LoRA by r: {each(lora, lambda far: '= ' + pm(far))}; adapters by m: "
                f"{each(adapters, lambda far: '= ' + pm(far))}.")
-    return together(HOLDS if apart < 1e-4 else FAILS, nearer(lora[48], lora[1]))
+    return together(HOLDS if apart < 1e-4 else FAILS, above([a - b for a, b in zip(lora[1], lora[48])], 0))
 
 
 def distance(records, full):
@@ -144,20 +135,14 @@ def distance(records, full):
             for mine, theirs in zip(records, full)]
 
 
-def nearer(first, second):
-    """Holds if the first distance is smaller in every seed, fails if it is larger in every seed."""
-    signs = {a < b for a, b in zip(first, second)}
-    return OPEN if len(signs) > 1 else HOLDS if True in signs else FAILS
-
-
 @claim("U+E", minutes=0.2)
 def c40_no_latency(bench):
     """LoRA adds no latency at inference.
 
     Origin: Hu et al., section 4.1, once it is merged.
     Measured: modules and logits of a merged tiny model in float64, against the base's modules and the
-    unmerged logits; the time of a forward pass of gpt-s merged and unmerged over the base's, in turns. It
-    holds if merged is within 5 %.
+    unmerged logits; the time of a forward pass of gpt-s merged and unmerged over the base's, in turns.
+    Rule: holds if the modules are the same, and merged takes the base's time within 5 %.
     Tests: tests/test_laws.py::test_merged_weights_compute_the_same_in_a_plain_model
     """
     base, ids = tiny()
@@ -174,7 +159,7 @@ def c40_no_latency(bench):
         loose = attach(methods()["lora"](), copy.deepcopy(plain))
         models = {"plain": plain, "loose": loose, "merged": merge(copy.deepcopy(loose))}
         return side_by_side({key: forward_of(m, 16, 32) for key, m in models.items()}, rounds=61)[1]
-    found = bench.kept("forward, LoRA over base", measure)
+    found = bench.timed("forward, LoRA over base", measure)
     bench.note(f"Time over the base's: merged {found['merged']:.2f}, unmerged {found['loose']:.2f}.")
     return HOLDS if same and abs(found["merged"] - 1) <= 0.05 else FAILS
 
@@ -185,7 +170,8 @@ def c41_memory_and_storage(bench):
 
     Origin: Hu et al., section 4.2.
     Measured: weights, gradients and moments at GPT-2 medium in float32, by formula; a training step and
-    the stored file of gpt-s on `rating`, LoRA against full fine-tuning. It holds if both are smaller.
+    the stored file of gpt-s on `rating`, LoRA against full fine-tuning.
+    Rule: holds if both are smaller.
     """
     config = size("gpt2-medium")
     D, T = base_size(config), methods()["lora"](rank=4).formula(config)
@@ -205,16 +191,18 @@ def c42_a_quarter_faster(bench):
     """LoRA trains about 25 % faster.
 
     Origin: Hu et al., section 4.2, GPT-3 on V100s: 32.5 tokens a second in full, 43.1 with LoRA.
-    Measured: steps a second of LoRA over full fine-tuning at four batch shapes, gpt-s and gpt-m, in turns.
-    It holds if LoRA takes 15 % to 35 % less time on average over the shapes.
+    Measured: steps a second of LoRA (r = 8, query and value) over those of full fine-tuning at BERT-base's width,
+    four blocks, in turns, at three batch shapes.
+    Rule: holds if every shape takes 15 % to 35 % less time, fails if none does; else it depends, and is open.
+    Changed: on gpt-s, 96 wide, the average over four shapes was 23 % less time, and it held; on a wider model the
+    optimiser's share, which LoRA saves, is another.
     Article: 43.1 / 32.5 is 32.6 % more throughput, or 24.6 % less time: "25 %" is the time.
     """
     bench.note(f"43.1 / 32.5 = {43.1 / 32.5:.3f}; 1 - 32.5 / 43.1 = {1 - 32.5 / 43.1:.3f}.")
-    ratios = speedups(bench, "lora")
-    bench.extra(speedups, bench, "lora", "gpt-m")
-    less = 100 * (1 - mean([1 / r for r in ratios]))
-    bench.note(f"gpt-s on average {less:.0f} % less time, {100 * (mean(ratios) - 1):.0f} % more throughput.")
-    return HOLDS if 15 <= less <= 35 else FAILS
+    less = [100 * (1 - 1 / ratio) for ratio in speedups(bench, "lora")]
+    bench.note(f"Less time by {', '.join(f'{percent:.0f}' for percent in less)} %.")
+    within = [15 <= percent <= 35 for percent in less]
+    return HOLDS if all(within) else OPEN if any(within) else FAILS
 
 
 @claim("A")
@@ -223,6 +211,8 @@ def c43_memory_of_gpt3(bench):
 
     Origin: Hu et al., section 4.2, as they measured it on many cards.
     Measured: four memory models by formula, bytes a parameter for weight + gradient + both moments.
+    Rule: holds by counting if one of them gives 1.2 TB; else the figure is quoted and cannot be derived.
+    Changed: the verdict was "wrong in the article"; but it repeats the paper correctly.
     Article: no memory model gives 1.2 TB; 350 GB are the fp16 weights alone. The ratio, about a third, is
     sound.
     """
@@ -237,7 +227,7 @@ def c43_memory_of_gpt3(bench):
 
 
 def not_a_formula(terabytes, printed=1.2, digits=1):
-    return COUNTS if any(round(t, digits) == printed for t in terabytes) else WRONG
+    return COUNTS if any(round(t, digits) == printed for t in terabytes) else QUOTED
 
 
 @claim("A")
@@ -245,7 +235,8 @@ def c44_storage_of_gpt3(bench):
     """What GPT-3 stores for a task shrinks from 350 GB to 35 MB.
 
     Origin: Hu et al., section 4.2: r = 4, query and value, fp16.
-    Measured: the count by formula, times 2 bytes. It holds if both agree to a tenth.
+    Measured: the count by formula, times 2 bytes.
+    Rule: holds if both figures agree to a tenth.
     Tests: tests/test_lora.py::test_counts_of_the_lora_paper
     """
     D, T = base_size(size("gpt3-175b")), methods()["lora"](rank=4).formula(size("gpt3-175b"))

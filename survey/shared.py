@@ -1,55 +1,38 @@
 """What the claims share: runs that are made once, the tasks they are made on, notes about them, and timings."""
 
-from os.path import isdir
-from pathlib import Path
+import functools
 
 import torch
 
-from data.bases import SHAPES
 from deltas import attach, methods, trainable
-from harness import results
-from lab.runs import NotRun, Runs, check, dev, mean, scores
+from harness import report
+from lab.runs import Runs, dev, mean, scores
 from lab.timing import side_by_side
-from model import Transformer
+from model import Config, Transformer
 from survey.ledger import above, pm, share
 from train import Diverged
 
 SMALL = "gpt-xs"  # for sweeps: 300 steps in four seconds of a core
-TASKS = "rating", "sentiment", "cuisine"
+# {task: base}. Left out is what measures no adaptation: the frozen base has 99 % of `sentiment`, nobody learns `claim`.
+TASKS = {"rating": "gpt-s", "cuisine": SMALL}
 TECHNIQUES = [name for name in methods() if name not in ("full", "intrinsic")]
-REAL_FIELDS = {"adapter": {"bottleneck": 48}}  # an eighth of MiniLM's width
+WIDE = Config(1024, 128, 768, 4, 12, 3072)  # for timings: BERT-base's width, four of its twelve blocks
+BATCHES = (4, 16), (4, 64), (16, 64)        # texts, tokens in each
+
+
+class NotRun(Exception):
+    """A result is needed that survey/runs.jsonl does not hold."""
+
+
 MISSING = NotRun, Diverged
 
 
 class Bench(Runs):
-    """The runs of the claims, and the notes of the entry under way.
-
-    `real` is (a checkpoint's folder, a data folder). Once they are given, results.jsonl remembers them.
-    """
+    """The runs of the claims, and the notes of the entry under way. `real`: {"base", "data"}, two folders, or None."""
 
     def __init__(self, out="out", seeds=3, real=None, say=print):
         super().__init__(out, seeds, say)
-        self.notes = []
-        self.real = self.remembered()  # {"base": folder, "data": folder}
-        if real:
-            found = dict(zip(("base", "data"), (str(Path(folder).resolve()) for folder in real)))
-            check(self, [one for name in ("full", *TECHNIQUES)
-                         for one in self.plan(name, (0,), **on_checkpoint(name, found))])
-            if self.real != found:
-                results.append(out, {"method": "measure", "settings": {"measure": "real checkpoint"}, "where": found})
-            self.real = found
-
-    def remembered(self):
-        """The real checkpoint and its data that results.jsonl names, if these folders are still there."""
-        named = [r.get("where") for r in results.read(self.out) if r.get("settings") == {"measure": "real checkpoint"}]
-        if not named:
-            return None
-        where = named[-1] if isinstance(named[-1], dict) else {}
-        if lost := [name for name in ("base", "data") if not isdir(str(where.get(name)))]:
-            self.say(f"results.jsonl names {where.get(lost[0])} as the real {lost[0]}, which is not there: "
-                     "--real-base and --real-data say where it is")
-            return None
-        return {name: where[name] for name in ("base", "data")}
+        self.notes, self.real = [], real
 
     def note(self, text):
         """Add a sentence with numbers to the entry under way."""
@@ -62,55 +45,35 @@ class Bench(Runs):
         except MISSING as missing:
             self.note(f"Not run: {missing}.")
 
-    def on_real(self, *names):
-        """{technique: records} on the real checkpoint, two epochs at the techniques' own learning rates.
-
-        All seeds; if nothing may be run, those that are kept.
-        """
-        found = {name: [] for name in names}
-        for seed in self.seeds:
-            try:
-                runs = {name: self.trial(name, (seed,), **on_checkpoint(name, self.real)) for name in names}
-            except NotRun:
-                if seed == self.seeds[0]:
-                    raise
-                break
-            for name, records in runs.items():
-                found[name] += records
+    def timed(self, name, measure, **settings):
+        """`kept` of a timing, with a note that says on which machine it was taken."""
+        @functools.wraps(measure)
+        def here():
+            return measure() | {"machine": report.machine()}
+        found = self.kept(name, here, **settings)
+        self.note(f"Timed on {found['machine']}.")
         return found
+
+    def about(self, record, name, measure, **settings):
+        """`kept` of what is measured on the delta that a run has saved."""
+        return self.kept(name, measure, run=record["settings"], content=record["content"], **settings)
 
 
 def on_checkpoint(name, where):
-    """What a technique's runs on the real checkpoint are made with."""
-    return {"epochs": 2.0} | where | REAL_FIELDS.get(name, {})
+    """The choice of a technique's runs on the real checkpoint: two epochs, an adapter of an eighth of its width."""
+    return {"epochs": 2.0} | where | ({"bottleneck": 48} if name == "adapter" else {})
 
 
 # ---- runs on several tasks ----
 
 def field(bench, task, *names):
-    """{technique: records}, each at the rate that dev prefers: `rating` on gpt-s, the others on gpt-xs."""
-    base = "gpt-s" if task == "rating" else SMALL
-    return {name: bench.tuned(name, task=task, base=base) for name in names}
-
-
-def by_task(bench, measure, tasks=TASKS):
-    """{task: measure(task)}, as far as the tasks have been run; notes say which have not been."""
-    found = {}
-    for task in tasks:
-        try:
-            found[task] = measure(task)
-        except MISSING as missing:
-            if not found:
-                raise
-            bench.note(f"Not run: {missing}.")
-    if len(found) < len(tasks):
-        bench.note(f"Judged so far on {' and '.join(found)} alone.")
-    return found
+    """{technique: records}, each at the rate that dev prefers."""
+    return {name: bench.tuned(name, task=task, base=TASKS[task]) for name in names}
 
 
 def fields(bench, *names):
     """{task: field} of TASKS."""
-    return by_task(bench, lambda task: field(bench, task, *names))
+    return {task: field(bench, task, *names) for task in TASKS}
 
 
 def winner(found):
@@ -128,19 +91,18 @@ def closeness(bench, label, found):
 
 
 def on_real(bench, claim, *names):
-    """Notes how close the best of `names` comes on a real checkpoint; [its verdict], [] for a single seed."""
+    """Notes how close the best of `names` comes on a real checkpoint; [its verdict]."""
     if not bench.real:
-        bench.note(f"Real checkpoint: python eval.py claims {claim} --real-base MINILM --real-data SST2.")
+        bench.note(f"Real checkpoint: python eval.py claims --rerun {claim} --real-base MINILM --real-data SST2.")
         return []
     try:
-        found = bench.on_real(*names, "full")
+        found = {name: bench.trial(name, **on_checkpoint(name, bench.real)) for name in (*names, "full")}
     except MISSING as missing:
         bench.note(f"Not run: {missing}.")
         return []
-    first, seeds = found["full"][0], len(found["full"])
+    first = found["full"][0]
     label = f"A checkpoint of {first['base_params'] / 1e6:.1f} million parameters on {first['task']}"
-    verdict = closeness(bench, label + (", one seed" if seeds == 1 else ""), found)
-    return [verdict] if seeds > 1 else []
+    return [closeness(bench, label, found)]
 
 
 # ---- notes ----
@@ -156,18 +118,19 @@ def score(records):
 
 # ---- what is timed ----
 
-def step_of(method, base="gpt-s", batch_size=32, length=32):
-    """A function that takes one training step: forward, backward and AdamW; weights and tokens are random."""
-    model = attach(methods()[method](), Transformer(SHAPES[base]))
+def step_of(delta, config, batch_size=32, length=32):
+    """A function that takes a training step as train.py does: random weights, random texts with one target each."""
+    model = attach(delta, Transformer(config))
     parameters = list(trainable(model).values())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    ids = torch.randint(SHAPES[base].vocab_size, (batch_size, length))
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    ids = torch.randint(config.vocab_size, (batch_size, length))
     at = torch.arange(length).expand(batch_size, -1) == length - 1
 
     def step():
         loss = model(ids, at=at).logsumexp(dim=-1).mean()
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     return step
 
@@ -182,15 +145,15 @@ def forward_of(model, batch_size, length):
     return forward
 
 
-def speedups(bench, method, base="gpt-s"):
-    """Full fine-tuning's time of a step over the method's, at four batch shapes; noted."""
-    shapes = [(texts, length) for texts in (8, 32) for length in (16, 64)]
-
+def speedups(bench, name):
+    """Full fine-tuning's time of a step over that of `name`, LoRA or an adapter, for each of BATCHES; noted."""
     def measure():
-        pairs = [side_by_side({name: step_of(name, base, *shape) for name in (method, "full")}, rounds=9)
-                 for shape in shapes]
-        return {"ratios": [ratios["full"] for _, ratios in pairs]}
-    ratios = bench.kept(f"steps, full over {method}", measure, base=base)["ratios"]
-    named = {f"{texts} texts of {length}:": ratio for (texts, length), ratio in zip(shapes, ratios)}
-    bench.note(f"{base}, {each(named, '{:.2f}'.format)}.")
-    return ratios
+        deltas = {"full": methods()["full"](), "lora": methods()["lora"](rank=8),
+                  "adapter": methods()["adapter"](bottleneck=48)}
+        pairs = [side_by_side({key: step_of(delta, WIDE, *shape) for key, delta in deltas.items()}, rounds=7)
+                 for shape in BATCHES]
+        return {key: [1 / ratios[key] for _, ratios in pairs] for key in deltas}
+    faster = bench.timed("steps at width 768, full over each", measure)[name]
+    named = {f"{texts} texts of {length}": ratio for (texts, length), ratio in zip(BATCHES, faster)}
+    bench.note(f"Steps a second over full fine-tuning's, width 768: {each(named, '{:.2f}'.format)}.")
+    return faster

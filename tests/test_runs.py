@@ -6,12 +6,13 @@ import time
 import pytest
 
 import pretend
-from harness import results
+from harness import report
+from harness.settings import settings_of
 from lab import rates
-from lab.runs import NotRun, Runs, interval, mean, sd, steps_to
+from lab.runs import Runs, interval, mean, sd, steps_to, trained
 from lab.timing import side_by_side
 from survey.ledger import HOLDS, OPEN, above, below
-from train import Diverged
+from train import Diverged, run
 
 
 @pytest.fixture
@@ -47,17 +48,11 @@ def test_what_always_holds_overrules_the_choice(tmp_path, monkeypatch):
     assert [(s.steps, s.task) for s in ran] == [(3, "claim")]
 
 
-def test_once_the_time_is_over_only_what_is_kept_can_be_had(runs, monkeypatch):
-    ran = pretend.training(monkeypatch, lambda s: (60.0, 60.0))
-    runs.trial("lora")
-    runs.kept("speed", lambda: {"ratio": 2.0})
-    runs.until = time.time()
-    assert len(runs.trial("lora")) == len(ran) == 2 and runs.kept("speed", lambda: {"ratio": 3.0})["ratio"] == 2.0
-    with pytest.raises(NotRun, match="lora on gpt-xs, claim, seed 0"):
-        runs.trial("lora", task="claim")
-    with pytest.raises(NotRun, match="size"):
-        runs.kept("size", lambda: {"ratio": 2.0})
-    assert len(ran) == 2 and len(results.read(runs.out)) == 3
+def test_a_delta_that_is_no_technique_is_trained_as_a_technique_is(tmp_path, few_examples):
+    """The last block, as a run trains it and without one."""
+    settings = settings_of("last_layer", base="gpt-xs", task="cuisine", steps=15, seed=1, device="cpu")
+    record = run(settings, tmp_path, report.quiet)
+    assert trained(settings, settings.delta) == {name: record[name] for name in ("score", "dev_score")}
 
 
 # ---- the learning rate ----
