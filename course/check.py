@@ -17,29 +17,34 @@ from points import listed, marks, sentence
 
 
 def check(tags, jobs):
-    """Print a line for each tag and for all that is wrong; 1 if anything is."""
-    begin, maxima = time.time(), listed(handout.ROOT / "tests")
+    """Print a line for all that is wrong, as it is found, then a line for each tag; 1 if anything is."""
+    begin, maxima, bugs = time.time(), listed(handout.ROOT / "tests"), handout.bugs()
     with tempfile.TemporaryDirectory(prefix="check-") as box, ThreadPoolExecutor(jobs) as pool:
         trees = Queue()
+        Path(box).chmod(0o755)
         for i in range(jobs):
             trees.put(grade.reference(folder(Path(box, str(i)))))
         wrong = reference(trees, maxima)
-        emptied = pool.map(lambda tag: empty(trees, maxima, tag), [tag for tag in tags if has_holes(tag)])
-        copies = pool.map(lambda bug: bug_of(trees, bug), [bug for bug in handout.bugs() if bug["tag"] in tags])
-        wrong += [line for lines in emptied for line in lines]
-        copies = list(copies)
-    print(f"{'tag':11} {'points':>6} {'tests':>6} {'bugs':>5} {'noticed':>8} {'by word':>8} {'silent':>7}")
+        if not wrong:
+            wrong += said(pool.map(lambda tag: empty(trees, maxima, tag), filter(has_holes, tags)))
+            wrong += said(pool.map(lambda bug: bug_of(trees, bug), [bug for bug in bugs if bug["tag"] in tags]))
+    print(f"{'tag':11} {'points':>6} {'tests':>6} {'bugs':>6} {'silent':>6} {'missed':>6}")
     for tag in tags:
-        mine = [(noticed, named, bug) for noticed, named, bug, _ in copies if bug["tag"] == tag]
-        worth = [n for n, t in maxima.values() if t == tag]
-        print(f"{tag:11} {sum(worth):6} {len(worth):6} {len(mine):5} {sum(n for n, _, _ in mine):8} "
-              f"{sum(w for _, w, _ in mine):8} {sum(bug.get('silent', False) for *_, bug in mine):7}")
-        if len(mine) < 6:
-            wrong.append(f"{tag}: {len(mine)} broken copies, not six")
-    wrong += [f"{bug['tag']}: {bug['idea']}: {line}" for noticed, named, bug, line in copies if not (noticed and named)]
-    print(*wrong, sep="\n")
-    print(f"{len(copies)} broken copies; {len(wrong)} lines of what is wrong; {time.time() - begin:.0f} s")
+        worth, mine = [n for n, t in maxima.values() if t == tag], [bug for bug in bugs if bug["tag"] == tag]
+        missed = sum(line.startswith(f"bug of {tag}: ") for line in wrong)
+        silent = sum(bug.get("silent", False) for bug in mine)
+        print(f"{tag:11} {sum(worth):6} {len(worth):6} {len(mine):6} {silent:6} {missed:6}")
+    print(f"{'all is well' if not wrong else f'{len(wrong)} lines of what is wrong'}; {time.time() - begin:.0f} s")
     return int(bool(wrong))
+
+
+def said(found):
+    """All lines of all that was found, each printed as soon as it is there."""
+    lines = []
+    for some in found:
+        lines += some
+        print(*some, sep="\n", end="\n" * bool(some), flush=True)
+    return lines
 
 
 def folder(path):
@@ -56,7 +61,7 @@ def reference(trees, maxima):
     outcomes, ended, _ = grade.tested(tree, list(NEEDS))
     trees.put(tree)
     found = marks(maxima, outcomes, outcomes, ended)
-    return [f"the reference: {test}: {wrong}" for test, (_, _, wrong) in found.items() if wrong]
+    return said([[f"the reference: {test}: {wrong}" for test, (_, _, wrong) in found.items() if wrong]])
 
 
 def empty(trees, maxima, tag):
@@ -72,20 +77,20 @@ def empty(trees, maxima, tag):
              if maxima[test][1] == tag and not wrong.startswith("NotImplementedError")]
     red = {maxima[test][1]: test for test, (_, _, wrong) in found.items() if wrong and maxima[test][1] != tag}
     need = {other for other, needs in NEEDS.items() if tag in needs}
-    lines += [f"{tag} emptied: {other} does not say that it needs it: {test}" for other, test in red.items()
-              if other not in need]
+    lines += [f"{tag} emptied: {other} does not say that it needs it: {test}: {found[test][2]}"
+              for other, test in red.items() if other not in need]
     return lines + [f"{tag} emptied: {other} says that it needs it, and stays green" for other in need - set(red)]
 
 
 def bug_of(trees, bug):
-    """(is it noticed, is its word there, the bug, what the first red test says)."""
+    """What is wrong with a broken copy: nobody notices it, or what the first red test says is not its idea."""
     tree, text = trees.get(), handout.broken(bug)
     handout.write(tree / bug["file"], text)
     outcomes, ended, _ = grade.tested(tree, [bug["tag"]], "-x")
     handout.write(tree / bug["file"], handout.read(handout.ROOT / bug["file"]))
     trees.put(tree)
-    first = next(((case, wrong) for case, wrong in outcomes.items() if wrong), None)
-    if first is None:
-        return False, False, bug, f"NOT NOTICED ({ended})"
-    line = f"{sentence(first[0])}: {first[1]}"
-    return True, bug["word"].lower() in line.lower(), bug, f"no word {bug['word']!r} in [{line}]"
+    case, wrong = next(((case, wrong) for case, wrong in outcomes.items() if wrong), ("", ""))
+    if wrong and bug["word"].lower() in f"{sentence(case)}: {wrong}".lower():
+        return []
+    why = f"no {bug['word']!r} in [{sentence(case)}: {wrong}]" if wrong else f"no test notices it ({ended})"
+    return [f"bug of {bug['tag']}: {bug['idea']}: {why}"]

@@ -13,12 +13,13 @@ What remains possible, since tests and tested code share a process:
 
 - Code that is imported can change pytest, torch or the tests in memory. A test that must fail runs beside the others,
   so an outcome that is changed for all is noticed, and counts 0; one that is changed for chosen tests is not.
-- It can write outcomes into the file that pytest's own go to. The same test notices some of that, not all.
+- It can write outcomes into the file that pytest's own go to, if it finds in memory the token that they begin with.
 - It can compute what the tests expect and nothing else: the tests are in the handout.
 - It can fetch the reference, which is public, where the machine has a network.
 - It can fill the disk; then there is no score.
-- Without root it is the same user as the grader: a child that leaves its process group outlives the grading and can
-  write wherever the grader can, at any later time. So a teacher grades as root in a container, or reads first.
+- Without root, or where Python is in root's own home, it is the same user as the grader: a child that leaves its
+  process group outlives the grading and can write wherever the grader can, at any later time. So a teacher grades as
+  root in a container, or reads first.
 
 Points can be stolen, in short, by whoever reads this file. What is graded by hand is whether the code is understood.
 """
@@ -28,6 +29,7 @@ import json
 import os
 import pwd
 import resource
+import secrets
 import signal
 import subprocess
 import sys
@@ -141,15 +143,17 @@ def lay(root, tasks, tree):
 
 def tested(tree, tags, *options):
     """({case: "" or what is wrong}, what is wrong with a case that is not among them, the end of what was printed)."""
-    user = spare_user() if os.geteuid() == 0 else None
+    user = spare_user()
     with (tempfile.TemporaryDirectory(prefix="scratch-") as scratch, tempfile.TemporaryFile() as told,
           tempfile.TemporaryFile() as log):
         if user is not None:
             os.chown(scratch, user, user)
-        ended = watched(command(told.fileno(), tags, options), user, cwd=tree, stdin=subprocess.DEVNULL,
-                        stdout=log, stderr=log, pass_fds=[told.fileno()], start_new_session=True,
-                        preexec_fn=lambda: limit(user), env=environment(scratch))
-        return outcomes_in(told), ended, tail(log)
+        token = secrets.token_hex()
+        os.write(told.fileno(), token.encode())
+        ended = watched(command(told.fileno(), tags, options), user, cwd=tree, stdin=subprocess.DEVNULL, stdout=log,
+                        stderr=log, pass_fds=[told.fileno()], start_new_session=True, preexec_fn=lambda: limit(user),
+                        env=environment(scratch))
+        return outcomes_in(told, token), ended, tail(log)
 
 
 def command(told, tags, options):
@@ -219,23 +223,29 @@ def processes(user):
 
 
 def spare_user():
-    """The number of a user whom nobody is."""
-    for user in USERS:
+    """The number of a user whom nobody is; None where there can be none: no root, or a Python that is root's alone."""
+    for user in USERS if os.geteuid() == 0 else ():
         try:
             pwd.getpwuid(user)
         except KeyError:
             if not processes(user):
-                return user
+                try:
+                    subprocess.run([sys.executable, "-c", ""], user=user, group=user, extra_groups=[], cwd="/")
+                    return user
+                except PermissionError:
+                    return None
+    return None
 
 
-def outcomes_in(told):
-    """What the plugin told; a case that was told twice is as wrong as it ever was."""
+def outcomes_in(told, token):
+    """What the plugin told, which knows the token; a case that was told twice is as wrong as it ever was."""
     told.seek(0)
     found = {}
     for line in told.read().decode("utf-8", "replace").splitlines():
         try:
-            case, wrong = json.loads(line)
-            found[str(case)] = found.get(str(case)) or str(wrong)
+            known, case, wrong = json.loads(line)
+            if known == token:
+                found[case] = found.get(case) or wrong
         except (ValueError, TypeError, RecursionError):
             pass
     return found

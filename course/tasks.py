@@ -1,4 +1,4 @@
-"""The tasks of the course: 19 functions of the core, by file and name. Their bodies are what a student writes.
+"""The tasks of the course: 20 functions of the core, by file and name. Their bodies are what a student writes.
 
 No line of the core knows of this list, and no function was split for it. A handout has the text below as the
 docstring above each hole, and the hint as the message of the NotImplementedError in it. A task is graded by the tests
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 LONGEST = 12  # lines of a body
 
 NEEDS = {
-    "counts": (),
+    "counts": ("deltas",),
     "deltas": (),
     "last_layer": ("counts", "deltas", "model"),
     "bitfit": ("deltas", "model"),
@@ -27,6 +27,7 @@ NEEDS = {
     "prefix": ("deltas", "model"),
     "fastfood": (),
     "intrinsic": ("deltas", "model", "fastfood"),
+    "mask": ("deltas", "intrinsic", "model", "tasks"),
     "saving": ("deltas", "model", "bitfit", "lora"),
     "train": ("deltas", "model", "lora", "tasks"),
 }
@@ -56,9 +57,9 @@ TASKS = (
     Task("deltas", "deltas.py", "attach", 25, "freeze, let in, free the Classifier, note what the base was", """
         Step by step: a model that carries a delta already is Refused. Note the fingerprint of own_parameters(model)
         with the model's config, and shapes_of(model), before anything is changed. Inside
-        as_before_if_refused(model): freeze everything, then model = delta.attach(model). A Classifier as
-        model.head is trained. The model that is returned has the attributes delta, base_fingerprint, base_shapes and
-        base_size, the number of values in all those shapes.
+        as_before_if_refused(model): freeze everything, then let the delta's own attach have the model; what that
+        returns is the model from now on. A Classifier as model.head is trained. The model that is returned has the
+        attributes delta, base_fingerprint, base_shapes and base_size, the number of values in all those shapes.
         """),
     Task("deltas", "deltas.py", "count", 10, "whatever requires a gradient is head or delta", """
         Every trainable(model) parameter belongs to the head if its id is in head_parameters(model), and else to the
@@ -117,9 +118,16 @@ TASKS = (
         to n = B.shape[1], and of the blocks put end to end the first D entries are P z.
         """),
     Task("intrinsic", "methods/intrinsic.py", "Subspace.theta", 25, "one projection, cut into the base's shapes", """
-        theta_0 + P z for own_parameters(self.model), which come in the order of P's rows: self.project(z) (D,) is P z
-        with unit columns, and self.gain times z makes it unit rows. With self.scales (SAID) the update of parameter i
-        is multiplied by the scale of its layer, self.layers[i].
+        theta_0 + P z for own_parameters(self.model), which come in the order of P's rows: self.project(self.z) is P z
+        (D,), a part for each of them. With self.scales (SAID) the part of parameter i is multiplied by the scale of
+        its layer, self.layers[i].
+        """),
+    Task("mask", "methods/mask.py", "fisher", 40, "square each example's gradient, then take the mean", """
+        F_i = 1/N sum over n of (d loss(x_n) / d theta_i)^2 for the own_parameters(model), end to end, (D,). The N
+        examples are at most EXAMPLES, drawn from task.train by torch.randperm, each a batch of its own
+        (tasks.collate with pad 0, tasks.loss, on the model's device). No .grad of the model is touched:
+        torch.autograd.grad on detached copies of theta that require a gradient, put in place by functional_call; a
+        parameter that the loss does not reach has the gradient zero.
         """),
     Task("tasks", "data/tasks.py", "collate", 15, "as long as the longest; three kinds of padding", """
         Of an Example its ids and targets are read. Behind the end of a shorter text stand: in ids `pad`, or 0 if that

@@ -57,7 +57,7 @@ def sentence(test):
 def pytest_addoption(parser):
     group = parser.getgroup("points")
     group.addoption("--only", metavar="TAG,TAG", help="run the tests that have points of these tags, and count")
-    group.addoption("--tell", type=int, metavar="FD", help="write the outcome of each as a line of JSON, as it ends")
+    group.addoption("--tell", type=int, metavar="FD", help="write outcomes there, behind the token that it holds")
 
 
 def pytest_configure(config):
@@ -80,6 +80,7 @@ class Points:
     def __init__(self, config, maxima):
         self.config, self.maxima, self.cases, self.outcomes = config, maxima, [], {}
         self.running = ""            # what is wrong with the case that is running
+        self.token = token_in(config.getoption("tell"))
         if hasattr(signal, "SIGALRM"):
             signal.signal(signal.SIGALRM, late)
 
@@ -119,7 +120,7 @@ class Points:
     def ended(self, case, wrong):
         self.outcomes[case] = wrong
         if self.config.getoption("tell") is not None:
-            os.write(self.config.getoption("tell"), (json.dumps([case, wrong]) + "\n").encode())
+            os.write(self.config.getoption("tell"), (json.dumps([self.token, case, wrong]) + "\n").encode())
 
     def pytest_unconfigure(self, config):
         """The last lines of all: a line for each red test, then the sum."""
@@ -145,6 +146,17 @@ def idea(report):
     lines = [line.strip() for line in (crash.message if crash else str(report.longrepr)).splitlines() if line.strip()]
     line = (lines or [""])[0 if crash else -1].removeprefix("E ").strip().removeprefix("AssertionError: ")
     return line[:300] or "it failed"
+
+
+def token_in(fd):
+    """What the file holds; from here on it holds nothing."""
+    if fd is None:
+        return ""
+    os.lseek(fd, 0, os.SEEK_SET)
+    token = os.read(fd, 1000).decode()
+    os.ftruncate(fd, 0)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return token
 
 
 def late(*_):

@@ -71,6 +71,7 @@ def test_only_k_weights_move_and_the_gradient_of_z_is_theirs():
 
 @pytest.mark.parametrize("words, classes", [(None, 0), ([1, 2, 3], 0), (None, 4)],
                          ids=["all words", "label words", "a Classifier"])
+@pytest.mark.points(3, "mask")
 def test_fisher_of_three_examples_by_hand(words, classes):
     """Of the base's own weights: a Classifier, which trains anyway, has none in theta."""
     task = Task("words", TASK.train, [], [], words=words)
@@ -85,6 +86,7 @@ def test_fisher_of_three_examples_by_hand(words, classes):
     same(fisher(base(classes=classes), task), expected, "the mean of the squares, not the square of the mean")
 
 
+@pytest.mark.points(2, "mask")
 def test_fisher_takes_128_examples_from_all_of_them(monkeypatch):
     seen, loss = [], tasks.loss
     monkeypatch.setattr(tasks, "loss", lambda model, task, batch: seen.append(batch[0].tolist()) or loss(
@@ -96,6 +98,7 @@ def test_fisher_takes_128_examples_from_all_of_them(monkeypatch):
 
 
 @pytest.mark.parametrize("classes", [0, 4])
+@pytest.mark.points(2, "mask")
 def test_the_k_largest_scores_are_chosen_in_order_and_the_head_is_none_of_theta(classes):
     plain = base(BERT, classes)
     scores = {"magnitude": flat(plain).abs(), "fisher": fisher(plain, TASK)}
@@ -139,6 +142,7 @@ def test_explain_shows_what_trains_and_what_is_kept(capsys):
 
 # ---- a file: k values and k places ----
 
+@pytest.mark.points(1, "mask")
 def test_the_file_holds_8_k_bytes(tmp_path):
     model = masked(k=1000).float()
     assert count(model).delta == model.delta.formula(GPT) == 1000, "counted is what trains"
@@ -150,6 +154,7 @@ def test_the_file_holds_8_k_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("by", ["fisher", "magnitude", "random"])
+@pytest.mark.points(1, "mask")
 def test_a_loaded_mask_has_the_places_of_the_file(by, tmp_path):
     """No task is told, and the seed is another one."""
     model, plain = masked(k=20, by=by).float(), base().float()
@@ -159,6 +164,7 @@ def test_a_loaded_mask_has_the_places_of_the_file(by, tmp_path):
     assert torch.equal(again.project.places, model.project.places) and torch.equal(again(IDS), model(IDS))
 
 
+@pytest.mark.points(1, "mask")
 def test_places_that_cannot_be_are_refused_and_the_base_stays_as_it_was(tmp_path):
     D, path = len(flat(base())), tmp_path / "x.pt"
     save(path, masked(k=3).float())

@@ -1,6 +1,7 @@
 """Which broken ideas does the suite notice? Every break of tests/breaks.json, one at a time.
 
     python tests/bench/breaks.py --tag lora
+    python tests/bench/breaks.py --silent       with which of them does a run end well, and its loss fall all the same?
 
 For each break: copy the checkout, replace one text, run pytest until the first failure. One line a break:
 noticed or not, the idea, the first test that failed. The checkout itself is never touched; its suite must be
@@ -42,22 +43,41 @@ def ordered(tree, entry):
     return [names[name] for name in (*first, *sorted(set(names) - {*first, *last}), *last) if name in names]
 
 
-def run(tree, entry, tests):
-    """(noticed, by which test); noticed is None where the break cannot be applied."""
+def broken(tree, entry, command):
+    """`command`, run in a broken copy; or a text where the break cannot be applied, or at the limit."""
     with tempfile.TemporaryDirectory() as folder:
         copy(tree, Path(folder))
         if entry["file"]:
             path = Path(folder, entry["file"])
             text = path.read_text(encoding="utf-8") if path.is_file() else ""
             if text.count(entry["old"]) != 1:
-                return None, f"{entry['file']} has {text.count(entry['old'])} times, not once: {entry['old']!r}"
+                return f"{entry['file']} has {text.count(entry['old'])} times, not once: {entry['old']!r}"
             path.write_text(text.replace(entry["old"], entry["new"]), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", *(tests or ordered(tree, entry))]
         env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "300"}
         try:
-            done = subprocess.run(command, cwd=folder, env=env, timeout=LIMIT, capture_output=True, encoding="utf-8")
+            return subprocess.run([sys.executable, *command], cwd=folder, env=env, timeout=LIMIT, capture_output=True,
+                                  encoding="utf-8")
         except subprocess.TimeoutExpired:
-            return True, f"not done after {LIMIT} s"
+            return f"not done after {LIMIT} s"
+
+
+def silent(tree, entry):
+    """(does a run end well with a loss that has fallen, its losses): then nothing but a test tells."""
+    method = {"fastfood": "intrinsic"}.get(entry["tag"], entry["tag"])
+    method = method if (tree / "methods" / f"{method}.py").is_file() else "lora"
+    done = broken(tree, entry, ["train.py", "--method", method, "--base", "gpt-xs", "--steps", "60", "--no_baseline"])
+    if isinstance(done, str):
+        return None, done
+    losses = [float(loss) for loss in re.findall(r"^step .* loss (\S+)", done.stdout, re.MULTILINE)]
+    fell = done.returncode == 0 and sum(losses[-3:]) < sum(losses[:3])
+    return fell, " ".join(map(str, losses)) if losses else done.stderr[-200:]
+
+
+def run(tree, entry, tests):
+    """(noticed, by which test); noticed is None where the break cannot be applied."""
+    done = broken(tree, entry, ["-m", "pytest", "-xq", "-p", "no:cacheprovider", *(tests or ordered(tree, entry))])
+    if isinstance(done, str):
+        return (True if "not done" in done else None), done
     failed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return done.returncode != 0, failed[1] if failed else done.stdout[-300:] if done.returncode else ""
 
@@ -69,20 +89,23 @@ def main():
     parser.add_argument("--tag", choices=sorted({entry["tag"] for entry in entries}), help="only these breaks")
     parser.add_argument("--jobs", type=int, default=1, help="copies tested at a time")
     parser.add_argument("--tests", nargs="+", help="test files instead of all")
+    parser.add_argument("--silent", action="store_true", help="train in each copy instead of testing it")
     chosen = parser.parse_args()
-    if (whole := run(chosen.tree, {"tag": "", "file": ""}, chosen.tests))[0]:
+    if not chosen.silent and (whole := run(chosen.tree, {"tag": "", "file": ""}, chosen.tests))[0]:
         sys.exit(f"the suite is red before anything is broken: {whole[1]}")
 
     def line(entry):
-        noticed, test = run(chosen.tree, entry, chosen.tests)
-        word = {True: "noticed", False: "MISSED", None: "ERROR"}[noticed]
+        noticed, test = silent(chosen.tree, entry) if chosen.silent else run(chosen.tree, entry, chosen.tests)
+        word = {True: "silent", False: "loud"} if chosen.silent else {True: "noticed", False: "MISSED"}
+        word = word.get(noticed, "ERROR")
         print(f"{word:8} {entry['tag']}: {entry['idea']}   [{test}]", flush=True)
         return noticed
 
     with ThreadPoolExecutor(chosen.jobs) as pool:
         found = list(pool.map(line, (entry for entry in entries if chosen.tag in (None, entry["tag"]))))
-    print(f"{found.count(True)} of {len(found)} noticed, {found.count(False)} missed, {found.count(None)} not applied")
-    sys.exit(found.count(True) < len(found))
+    yes, no = ("silent", "loud") if chosen.silent else ("noticed", "missed")
+    print(f"{found.count(True)} of {len(found)} {yes}, {found.count(False)} {no}, {found.count(None)} not applied")
+    sys.exit(None in found if chosen.silent else found.count(True) < len(found))
 
 
 if __name__ == "__main__":
