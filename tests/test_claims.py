@@ -322,11 +322,11 @@ def test_few_examples_are_judged_by_three_times_the_seeds_each_at_its_own_rate(a
 
 
 def test_a_dimension_is_that_of_the_setting_that_was_asked_for(answer):
-    """C33: SAID needs 8 dimensions and DID 64, by nine tenths of full's test score; dev only picks the rate."""
+    """C33: SAID needs 64 dimensions and DID 512, by nine tenths of full's test score; dev only picks the rate."""
     def score(s):
-        return 50.0, 90.0 if s.delta.name == "full" or s.delta.dim >= (8 if s.delta.per_layer else 64) else 60.0
+        return 50.0, 90.0 if s.delta.name == "full" or s.delta.dim >= (64 if s.delta.per_layer else 512) else 60.0
     assert answer("C33", score, seeds=2).notes[-2:] == [
-        f"d90 of gpt-xs on {task}: DID (32, 64] (32, 64], SAID (4, 8] (4, 8]." for task in ("rating", "cuisine")]
+        f"d90 of gpt-xs on {task}: DID (256, 512] (256, 512], SAID (32, 64] (32, 64]." for task in ("rating", "cuisine")]
 
 
 @pytest.mark.parametrize("scratch, verdict", [(85.0, HOLDS), (75.0, OPEN)])
@@ -341,7 +341,7 @@ def test_random_weights_are_compared_where_all_of_them_reach_the_target(answer, 
     assert "d90: pretrained <= 256 <= 256 <= 256; random weights (1024, 4096] (1024, 4096]" in numbers(entry)
 
 
-@pytest.mark.parametrize("sizes, verdict", [((512, 128, 64), HOLDS), ((64, 128, 512), FAILS), ((64, 8, 64), OPEN)])
+@pytest.mark.parametrize("sizes, verdict", [((512, 128, 64), HOLDS), ((64, 128, 512), FAILS), ((128, 64, 128), OPEN)])
 def test_larger_models_are_judged_by_the_largest_and_the_smallest(answer, sizes, verdict):
     needed = dict(zip(("gpt-xs", "gpt-s", "gpt-m"), sizes))
 
