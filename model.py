@@ -219,6 +219,7 @@ class Transformer(nn.Module):
         self.config = config
         D = config.d_model
         self.tokens = nn.Embedding(config.vocab_size, D)
+        self.in_use = range(config.vocab_size)  # ids whose rows mean something; load_base asks the tokenizer
         self.positions = nn.Embedding(config.n_ctx, D)
         self.types = nn.Embedding(config.n_types, D) if config.n_types else None
         self.prompt = Slot()

@@ -52,6 +52,7 @@ def load_base(name, scratch=False):
         model, tokenizer = Transformer(SHAPES[name]), tokenizers.world(wraps=not SHAPES[name].causal)
         if not scratch:
             fill(model, shipped(name))  # float16 in the file
+        model.in_use = tokenizer.in_use
         return model, tokenizer
     if not os.path.isdir(name):
         raise Refused(f"base {shown(repr(name))}: choose from {', '.join(SHAPES)}, or give a checkpoint's folder")
@@ -67,6 +68,7 @@ def load_base(name, scratch=False):
     tokenizer = checkpoints.tokenizer(name)
     if config.lm_head == "mlm" and tokenizer.mask is None:
         raise Refused(f"{name}: the model fills in masked words, but its tokenizer has no mask token")
+    model.in_use = tokenizer.in_use
     return model, tokenizer
 
 

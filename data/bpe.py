@@ -8,8 +8,9 @@ until every word is one token or the vocabulary is full. Encoding repeats the me
 world is small, so every one of its words ends as one token; a word from elsewhere falls apart into pieces,
 down to bytes.
 
-The result is `bpe.txt` in tiktoken's format, one token a line: its bytes in base64, a space, its rank (which is
-its id). The special tokens take the ids that follow. `python -m data.bpe` makes the file again.
+The result is `bpe.txt`, one token a line: its bytes in base64 and its rank (which is its id), as in tiktoken's
+format, and how often it stands in the corpus. Three in four never do: single bytes, and pieces that were only on
+the way to a word. The special tokens take the ids that follow. `python -m data.bpe` makes the file again.
 """
 
 import base64
@@ -24,7 +25,9 @@ VOCABULARY = 1024                                  # special tokens included
 
 
 def train(texts, size):
-    """The `size` tokens (bytes, by rank) that byte-pair encoding finds in `texts`; fewer if it runs dry."""
+    """{token: how often it stands in `texts`}, by rank: the `size` tokens (bytes) that byte-pair encoding finds;
+    fewer if it runs dry.
+    """
     counts = Counter(word.encode() for text in texts for word in re.findall(PATTERN, text))
     words = {word: [bytes([byte]) for byte in word] for word in counts}
     tokens = [bytes([byte]) for byte in range(256)]
@@ -38,7 +41,11 @@ def train(texts, size):
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         tokens.append(best)
         words = {word: merge(parts, best) for word, parts in words.items()}
-    return tokens
+    left = Counter()
+    for word, parts in words.items():
+        for part in parts:
+            left[part] += counts[word]
+    return {token: left[token] for token in tokens}
 
 
 def merge(parts, token):
@@ -53,7 +60,7 @@ def merge(parts, token):
 
 
 def write(tokens, file=FILE):
-    lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
+    lines = [f"{base64.b64encode(token).decode()} {rank} {n}" for rank, (token, n) in enumerate(tokens.items())]
     file.write_text("\n".join(lines) + "\n", encoding="ascii")
 
 
@@ -62,4 +69,4 @@ if __name__ == "__main__":
 
     tokens = train((f"{given} {told}" for given, told in corpus(50_000)), VOCABULARY - len(SPECIAL))
     write(tokens)
-    print(f"{len(tokens)} tokens and {len(SPECIAL)} special ones -> {FILE}")
+    print(f"{len(tokens)} tokens, {sum(map(bool, tokens.values()))} in use, and {len(SPECIAL)} special -> {FILE}")

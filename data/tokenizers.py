@@ -8,6 +8,7 @@
     wrap(ids)    -> [bos, *ids, eos]     [CLS] .. [SEP] (BERT), <s> .. </s> (RoBERTa), the ids alone (GPT)
     pad bos eos mask unk                 ids, None where the family has no such token
     vocab_size
+    in_use                               the ids that texts are made of: no special token, none that never occurs
 
 Byte-pair encoding starts from single bytes and joins the neighbours whose union has the lowest rank, over
 and over (Sennrich et al. 2016; over bytes: GPT-2). RoBERTa has GPT-2's ranks and its own ids, so an id is
@@ -27,12 +28,16 @@ from model import Refused
 # How GPT-2 cuts a text before any bytes are joined: a word keeps the space before it.
 GPT2_PATTERN = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
+# Rows that BERT keeps free for tokens of one's own: random vectors, as no text holds them.
+UNUSED = re.compile(r"\[unused\d+\]")
+
 
 class Tokenizer:
-    """What the tokenizers share: five special ids and `wrap`."""
+    """What the tokenizers share: the ids in use, five special ones and `wrap`."""
 
-    def __init__(self, vocab_size, pad=None, bos=None, eos=None, mask=None, unk=None, wraps=False):
+    def __init__(self, vocab_size, in_use=None, pad=None, bos=None, eos=None, mask=None, unk=None, wraps=False):
         self.vocab_size, self.wraps = vocab_size, wraps
+        self.in_use = list(range(vocab_size)) if in_use is None else in_use
         self.pad, self.bos, self.eos, self.mask, self.unk = pad, bos, eos, mask, unk
 
     def wrap(self, ids):
@@ -82,14 +87,15 @@ class WordPiece(Tokenizer):
 
 def world(wraps=True):
     """The little world's. Its BERTs read a text between [CLS] and [SEP], its GPTs (wraps=False) as it is."""
-    ranks = {}
+    ranks, in_use = {}, []
     for line in bpe.FILE.read_text(encoding="ascii").splitlines():
-        token, rank = line.split()
+        token, rank, n = line.split()
         ranks[base64.b64decode(token)] = int(rank)
+        in_use += [int(rank)] if int(n) else []
     special = {token: rank for rank, token in enumerate(bpe.SPECIAL, start=len(ranks))}
     encoding = tiktoken.Encoding("world", pat_str=bpe.PATTERN, mergeable_ranks=ranks, special_tokens=special)
     pad, bos, eos, mask = (special[token] for token in ("[PAD]", "[CLS]", "[SEP]", "[MASK]"))
-    return BPE(encoding, pad=pad, bos=bos, eos=eos, mask=mask, wraps=wraps)
+    return BPE(encoding, in_use=in_use, pad=pad, bos=bos, eos=eos, mask=mask, wraps=wraps)
 
 
 def byte_letters():
@@ -121,7 +127,8 @@ def bpe_from(folder, wraps):
         if any(said.added[token][flag] for flag in ("single_word", "lstrip", "rstrip")):
             raise Refused(f"{folder}: the added word {shown(repr(token))} has single_word, lstrip or rstrip; supported "
                           "is a word that is found wherever it stands, without the spaces around it")
-    return BPE(encoding, [said.vocab[token] for token in tokens + special], words, wraps=wraps, **special_ids(said))
+    ids = [said.vocab[token] for token in tokens + special]
+    return BPE(encoding, ids, words, in_use=ids[:len(tokens)], wraps=wraps, **special_ids(said))
 
 
 def check_merges(folder, merges):
@@ -175,4 +182,6 @@ def wordpiece_from(folder):
         if (n := pieces.token_to_id(token)) != found["id"]:  # it gives out the next free one
             raise Refused(f"{folder}: the added token {shown(repr(token))} has id {found['id']}; the next free id of "
                           f"this vocabulary is {n}")
-    return WordPiece(pieces, max(said.vocab.values()) + 1, **special_ids(said))
+    special = {*said.special.values(), *(token for token, found in said.added.items() if found["special"])}
+    in_use = [n for token, n in said.vocab.items() if token not in special and not UNUSED.fullmatch(token)]
+    return WordPiece(pieces, max(said.vocab.values()) + 1, in_use=in_use, **special_ids(said))

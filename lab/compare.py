@@ -16,6 +16,7 @@ import csv
 import io
 import shlex
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -94,7 +95,8 @@ def mean_curve(records):
 def command(record):
     """The command that repeats a run."""
     settings = settings_from(record)
-    default = Settings(type(settings.delta)(), base=settings.base).plain | {"base": Settings.base}
+    default = Settings(settings.delta, base=settings.base).plain | asdict(type(settings.delta)()) | {
+        "base": Settings.base}
     words, given = ["python", "train.py", "--method", record["method"]], settings.plain | settings.where
     for name, one in given.items():
         if one is None or one == default[name] or name == "device" or name == "task" and given["data"]:

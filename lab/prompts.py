@@ -5,8 +5,8 @@
                   that the gradient suggests
     continuous    P free vectors in front, found by gradient descent: prompt tuning
 
-The base stays frozen in all three; only what stands before the text is chosen. Words are words: tokens whose string,
-with a text behind it, is not read as these tokens again are no candidates.
+The base stays frozen in all three; only what stands before the text is chosen. Words are words: candidates are
+tokens that texts are made of, and only those whose string, with a text behind it, is read as these tokens again.
 """
 
 import functools
@@ -94,12 +94,13 @@ def search(model, task, pad, length, candidates, seed, reads=lambda words: True,
     generator = torch.Generator().manual_seed(seed)
     words, found = [], {(): mean_loss(model, task, (alone or task).train, [], pad)}
     for _ in range(length):
-        drawn = torch.randperm(model.config.vocab_size, generator=generator).tolist()
-        first = next((word for word in drawn if reads(words + [word])), None)
+        drawn = torch.randperm(len(model.in_use), generator=generator).tolist()
+        first = next((word for word in (model.in_use[i] for i in drawn) if reads(words + [word])), None)
         if first is None:
             break
         slope = gradient(model, task, task.train, words + [first], pad)                # (D,)
-        ranked = (model.tokens.weight.detach() @ slope).argsort().tolist()
+        estimates = (model.tokens.weight.detach() @ slope).tolist()
+        ranked = sorted(model.in_use, key=lambda word: estimates[word])
         tried = itertools.islice((word for word in ranked if reads(words + [word])), candidates)
         reached = {word: mean_loss(model, task, task.train, words + [word], pad) for word in tried}
         words = words + [min(reached, key=reached.get)]
@@ -114,9 +115,9 @@ def askable(settings, model, tokenizer, task, length, candidates):
     if task.classes:
         raise Refused(f"--data {settings.data}: a new Classifier answers here, which no words can ask; a template.json "
                       "with label words lets the LM head answer, if the base has one")
-    if candidates > model.config.vocab_size:
-        raise Refused(f"--candidates {candidates}: choose at most as many as the vocabulary has tokens, "
-                      f"{model.config.vocab_size:,}")
+    if candidates > len(model.in_use):
+        raise Refused(f"--candidates {candidates}: choose at most as many as the vocabulary has tokens in use, "
+                      f"{len(model.in_use):,}")
     behind(settings, model, tokenizer, length)
 
 

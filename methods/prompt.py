@@ -12,7 +12,8 @@ It cannot start as the base model: from the first step on, the text looks at P w
 In a causal model these words never see the text, so all that reaches it is their keys and values in every
 layer: a prompt is a prefix (prefix.py) whose rows are not free but computed from P d parameters.
 Left out: the paper gives soft tokens the first positions, here they have none and the text keeps its own;
-it draws words from the 5,000 most frequent, here from all; it averages a label of several tokens.
+it draws words from the 5,000 most frequent, here from all that stand in texts; it averages a label of several
+tokens.
 Reference: Lester, Al-Rfou & Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning".
 """
 
@@ -62,7 +63,7 @@ class Prompt(Delta):
         if self.init == "labels" and not self.words:
             raise Refused("init='labels' needs words, the token ids of the label words, such as '12,7'")
         table = model.tokens.weight.detach().float()                                   # (V, D)
-        words = starting_words(self.words if self.init == "labels" else "", self.length, table)
+        words = starting_words(self.words if self.init == "labels" else "", self.length, model)
         vectors = F.embedding(words, table)                                            # (P, D)
         if self.init == "random":
             vectors = torch.randn_like(vectors) * table.std()
@@ -80,12 +81,17 @@ class Prompt(Delta):
         raise Refused("a prompt cannot be merged: it is P more words to read, not a change of a weight")
 
 
-def starting_words(words, length, table):
-    """Token ids to start from, (length,): those in `words` ("12,7"), then ids drawn from the whole table."""
+def starting_words(words, length, model):
+    """Token ids to start from, (length,): those in `words` ("12,7"), then ids drawn from those in use.
+
+    No word twice before all have been drawn: two equal rows get equal gradients, and would remain one row.
+    """
     ids = [int(word) if word.strip().isdecimal() else -1 for word in words.split(",")] if words else []
-    if any(not 0 <= word < len(table) for word in ids):
-        raise Refused(f"words={words!r}: token ids with commas between; the vocabulary has 0 to {len(table) - 1}")
+    if any(not 0 <= word < model.config.vocab_size for word in ids):
+        raise Refused(f"words={words!r}: token ids with commas between; the vocabulary has 0 to "
+                      f"{model.config.vocab_size - 1}")
     if len(ids) > length:
         raise Refused(f"words={words!r}: {len(ids)} words, and length={length} has no place for all of them")
-    drawn = torch.randint(len(table), (length,), device="cpu")  # there, a seed draws the same words for every device
-    return torch.cat([torch.tensor(ids, dtype=torch.long, device="cpu"), drawn])[:length].to(table.device)
+    order = torch.randperm(len(model.in_use), device="cpu").tolist()  # there, a seed draws the same for every device
+    ids += [word for word in (model.in_use[i] for i in order) if word not in ids]
+    return torch.tensor((ids * -(-length // len(ids)))[:length], device=model.tokens.weight.device)

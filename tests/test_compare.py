@@ -88,7 +88,8 @@ def test_the_command_of_a_row_reads_back_as_the_same_run(dishes, tmp_path):
     odd = shutil.copytree(dishes, tmp_path / "a 'b'; touch HACKED $(date)")
     for method, choice in (("bitfit", {"data": str(odd)}),
             ("lora", {"rank": 1, "alpha": 0.0, "lr": 0.5, "seed": 3}), ("full", {"scratch": True, "base": "gpt-xs"}),
-            ("intrinsic", {"dim": 64, "per_layer": True, "examples": 50}), ("prefix", {"mlp": False, "steps": 7}),
+            ("intrinsic", {"dim": 64, "per_layer": True, "examples": 50}), ("prefix", {"mlp": True, "steps": 7}),
+            ("prefix", {"mlp": True, "lr": 0.1}),
             ("bitfit", {"epochs": 2.5}), ("prompt", {"data": str(dishes), "dtype": "bfloat16"}),
             ("lora", {"base": str(tmp_path / "model")}), ("lora", {"alpha": -1e-5, "seed": -3}),
             ("lora", {"base": str(tmp_path / "model"), "lr": settings_of("lora").lr})):

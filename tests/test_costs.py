@@ -79,7 +79,7 @@ def test_the_memory_of_any_other_delta_is_the_base_and_twelve_bytes_more_for_eac
 
 
 def test_a_prefix_is_trained_with_its_mlp_and_stored_without():
-    row = costs.row("gpt2", Prefix(length=10, hidden=512))
+    row = costs.row("gpt2", Prefix(length=10, mlp=True))
     assert row["stored"] == row["stored_formula"] == 184_320 and row["stored_fp16"] == 368_640
     assert row["trained"] == row["formula"] == 10 * 768 + 768 * 512 + 512 + 2 * 12 * 768 * 513
 
@@ -105,7 +105,7 @@ def measured_flops(delta, text, soft):
     (LoRA(rank=2), 0, 2 * 288, 864 + 96 + 120),  # gradients of what enters query, key, value; both A; of the keys
     (Adapter(2), 0, 0, 0),
     (Prompt(length=3), 3, 0, 0),
-    (Prefix(length=3, mlp=False), 0, 0, 864 + 192),  # gradients of what enters query, key, value; of the queries
+    (Prefix(length=3), 0, 0, 864 + 192),  # gradients of what enters query, key, value; of the queries
 ], ids=lambda x: getattr(x, "name", ""))
 def test_the_flops_of_a_technique_are_those_of_its_code(delta, soft, unmerged, saved):
     """Training saves a little more than the formula says: the lowest trained block hands no gradient on."""

@@ -34,7 +34,7 @@ FIELDS = {  # small and awkward where the defaults are not; a technique that is 
     "bitfit": [{}, {"only": "query_up"}],
     "adapter": [{"bottleneck": 5}, {"bottleneck": 5, "norms": False}],
     "prompt": [{"length": 3}],
-    "prefix": [{"length": 3}, {"length": 3, "mlp": False}],
+    "prefix": [{"length": 3}, {"length": 3, "mlp": True, "hidden": 5}],
     "lora": [{"rank": 2, "alpha": 6.0}, {"rank": 3, "targets": "query,key,value,out,up,down"}],
     "intrinsic": [{"dim": 31}, {"dim": 31, "per_layer": True}, {"dim": 7, "projection": "dense"}],
     "mask": [{"k": 31}, {"k": 40, "by": "magnitude"}, {"k": 50, "by": "random"}],

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from deltas import attach, count, merge, trainable
+from harness.settings import Settings
 from lab.sizes import attached, size
 from methods.prefix import KeysValues, Prefix, activations
 from model import Attention, Config, Transformer
 from tiny import GPT, IDS, base_of, both, same, stirred
 
-variants = pytest.mark.parametrize("mlp", [True, False], ids=["mlp", "flat"])
 
 
 # ---- one idea at a time ----
@@ -133,7 +133,7 @@ class Masked(nn.Module):
 @pytest.mark.points(1, "prefix")
 def test_a_masked_prefix_is_the_base_model(config):
     """So the text keeps its positions and nothing but the extra keys has come in."""
-    model = stirred(config, Prefix(length=4, mlp=False))
+    model = stirred(config, Prefix(length=4))
     for block in model.blocks:
         block.attention.prefix = Masked(block.attention.prefix)
     same(model(IDS), base_of(model)(IDS), "the text keeps its positions", atol=1e-12)
@@ -143,14 +143,14 @@ def test_a_masked_prefix_is_the_base_model(config):
 def test_each_layer_has_its_own_prefix_and_it_depends_on_no_text():
     model = stirred(GPT, Prefix(length=4))
     first, second = (block.attention.prefix for block in model.blocks)
-    assert (first.rows() - second.rows()).abs().max() > 1e-3, "rows of its own in every layer"
+    assert (first.table - second.table).abs().max() > 1e-3, "rows of its own in every layer"
     k, v = torch.randn(2, 2, 3, 5, 4).double()
     for one, other in zip(first(k, v, None)[:2], first(k + 1, v + 1, None)[:2]):
         assert torch.equal(one[:, :, :4], other[:, :, :4]), "another text, the same rows"
 
 
 def test_the_prefix_moves_every_logit():
-    model = stirred(GPT, Prefix(length=4, mlp=False))
+    model = stirred(GPT, Prefix(length=4))
     before = model(IDS)
     with torch.no_grad():
         model.blocks[0].attention.prefix.table[1] += 1
@@ -161,7 +161,7 @@ def test_the_prefix_moves_every_logit():
 @pytest.mark.points(2, "prefix")
 def test_all_of_it_together_in_a_slow_loop(config):
     """One text, one head and one query at a time, in plain Python loops."""
-    layer = stirred(config, Prefix(length=4, mlp=False)).blocks[1].attention
+    layer = stirred(config, Prefix(length=4)).blocks[1].attention
     rows, x = layer.prefix.table.tolist(), torch.randn(2, 5, 12).double()              # 12 of key, 12 of value
     q, k, v = (linear(x).tolist() for linear in (layer.query, layer.key, layer.value))
     expected = torch.zeros(2, 5, 12).double()
@@ -181,7 +181,7 @@ def test_all_of_it_together_in_a_slow_loop(config):
 
 def test_the_rows_are_what_the_mlp_of_the_paper_makes():
     """One matrix (2 L d, h) for all layers is the layers' (2 d, h) on top of each other."""
-    model = stirred(GPT, Prefix(length=4, width=7, hidden=5))
+    model = stirred(GPT, Prefix(length=4, mlp=True, width=7, hidden=5))
     first, second = (block.attention.prefix for block in model.blocks)
     trunk = first.trunk
     assert trunk is second.trunk, "one trunk for all layers"
@@ -192,7 +192,7 @@ def test_the_rows_are_what_the_mlp_of_the_paper_makes():
 
 
 def test_the_mlp_is_dropped_at_the_end_and_the_logits_stay():
-    delta = Prefix(length=4, width=7, hidden=5)
+    delta = Prefix(length=4, mlp=True, width=7, hidden=5)
     model = stirred(GPT, delta)
     assert count(model).delta == delta.training_formula(GPT) == 4 * 7 + 7 * 5 + 5 + 5 * 48 + 48, "the MLP trains"
     before = model(IDS)
@@ -203,7 +203,7 @@ def test_the_mlp_is_dropped_at_the_end_and_the_logits_stay():
 
 
 def test_finishing_leaves_a_flat_prefix_alone():
-    delta = Prefix(length=4, mlp=False)
+    delta = Prefix(length=4)
     model = attach(delta, Transformer(GPT))
     before = trainable(model)
     delta.finish(model)
@@ -212,7 +212,7 @@ def test_finishing_leaves_a_flat_prefix_alone():
 
 def test_the_trunk_is_trained_through_every_layer():
     """Its gradient is the sum of what each layer alone would give it."""
-    model = stirred(GPT, Prefix(length=4))
+    model = stirred(GPT, Prefix(length=4, mlp=True, hidden=5))
     trunk, direction = model.blocks[0].attention.prefix.trunk, torch.randn(2, 4, 24).double()
     outputs = [(block.attention.prefix.rows() * d).sum() for block, d in zip(model.blocks, direction)]
     parts = [torch.autograd.grad(output, trunk.words, retain_graph=True)[0] for output in outputs]
@@ -220,16 +220,32 @@ def test_the_trunk_is_trained_through_every_layer():
     same(torch.autograd.grad(sum(outputs), trunk.words)[0], sum(parts), "the sum of the layers'")
 
 
+def test_the_mlp_has_smaller_steps_than_the_rows():
+    """Its default rate is a hundredth of theirs, with every base; the user's own rate stays."""
+    assert Prefix().lr == Prefix().lr_real == 0.1 and Prefix(mlp=True).lr == Prefix(mlp=True).lr_real == 1e-3
+    made = Settings(Prefix(mlp=True), base="gpt-xs", device="cpu")
+    assert made.lr == 1e-3 and made.with_delta(Prefix()).lr == 0.1 and replace(made, lr=0.5).lr == 0.5
+
+
+def test_the_mlp_starts_with_pytorchs_own_weights_and_small_rows():
+    """Uniform in W_l up to 1 / √h, so with variance 1 / 3 h; the rows' spread is near √(h E[tanh²] / 3 h) = 0.3."""
+    torch.manual_seed(0)
+    model = attach(Prefix(length=50, mlp=True, hidden=400), Transformer(replace(GPT, d_model=48)))
+    prefix = model.blocks[1].attention.prefix
+    assert prefix.out.weight.abs().max().item() == pytest.approx(1 / 20, rel=1e-2)
+    spread = prefix.trunk().pow(2).mean().item() ** 0.5 / 3**0.5
+    assert prefix.rows().std().item() == pytest.approx(spread, rel=0.1) and 0.2 < spread < 0.4
+
+
 # ---- what it starts as ----
 
-@variants
 @both
 @pytest.mark.points(1, "prefix")
-def test_a_start_from_words_is_their_keys_and_values(config, mlp):
+def test_a_start_from_words_is_their_keys_and_values(config):
     base, cache = stirred(config).float(), {}
     base(torch.tensor([[12, 7, 3, 0]]), cache=cache)
     expected = [cache[block.attention] for block in base.blocks]
-    model = attach(Prefix(length=4, init="words", words="12,7,3,0", mlp=mlp), base)
+    model = attach(Prefix(length=4, init="words", words="12,7,3,0"), base)
     nothing = torch.zeros(1, 3, 0, 4)
     for block, (k, v) in zip(model.blocks, expected):
         new_k, new_v, _ = block.attention.prefix(nothing, nothing, None)
@@ -237,28 +253,25 @@ def test_a_start_from_words_is_their_keys_and_values(config, mlp):
         same(new_v, v, "the values of the words", atol=1e-4)
 
 
-@variants
-def test_a_random_start_has_the_size_of_the_models_own_keys_and_values(mlp):
-    """Larger ones would take all the attention from the start, smaller ones none."""
+def test_a_random_start_is_a_quarter_of_the_size_of_the_models_own_keys_and_values():
     torch.manual_seed(0)
     base, cache = Transformer(replace(GPT, n_ctx=256, d_model=48)), {}
     for block in base.blocks:
         block.attention.key.weight.data *= 3                       # keys and values differ in size
     base(torch.randint(17, (1, 200)), cache=cache)
     spreads = [[x.std() for x in cache[block.attention]] for block in base.blocks]
-    model = attach(Prefix(length=200, init="random", mlp=mlp, hidden=300), base)
+    model = attach(Prefix(length=200), base)
     for block, expected in zip(model.blocks, spreads):
         prefix = block.attention.prefix
-        halves = (prefix.rows() if mlp else prefix.table).chunk(2, dim=1)
-        for what, half, spread in zip(("keys", "values"), halves, expected):
-            assert abs(half.std() / spread - 1) < 0.1, f"{what}: as large as the model's own"
+        for what, half, spread in zip(("keys", "values"), prefix.table.chunk(2, dim=1), expected):
+            assert abs(4 * half.std() / spread - 1) < 0.1, f"{what}: a quarter of the model's own"
 
 
 def test_a_prefix_may_be_longer_than_the_context():
     """Its words are then read as several texts, one after the other."""
     torch.manual_seed(0)
     words = torch.randint(17, (20,))
-    model = attach(Prefix(length=20, words=",".join(map(str, words.tolist())), mlp=False), Transformer(GPT))
+    model = attach(Prefix(length=20, init="words", words=",".join(map(str, words.tolist()))), Transformer(GPT))
     table = model.blocks[1].attention.prefix.table
     for part in (slice(0, 16), slice(16, 20)):
         same(table[part], activations(base_of(model).float(), words[part])[1], f"words {part}", atol=1e-5)
@@ -280,7 +293,7 @@ def test_a_prefix_cannot_be_merged():
 
 def test_settings_that_make_no_sense_are_refused():
     for settings, message in (({"length": 0}, "length=0"), ({"init": "zero"}, "init='zero'"),
-                              ({"width": -1}, "width=-1")):
+                              ({"width": -1}, "width=-1"), ({"hidden": 0}, "hidden=0")):
         with pytest.raises(ValueError, match=message):
             Prefix(**settings)
 
@@ -294,7 +307,7 @@ def test_counts_of_the_prefix_paper():
 
 def test_in_training_the_mlp_is_7_percent_of_gpt2_not_a_tenth_of_one():
     """What is stored is small; what is trained is the authors' MLP with k = d and h = 512."""
-    delta, medium = Prefix(length=5, hidden=512), size("gpt2-medium")
+    delta, medium = Prefix(length=5, mlp=True), size("gpt2-medium")
     counted = count(attached(medium, delta))
     assert counted.delta == delta.training_formula(medium) == 25_744_896
     assert round(counted.percent, 1) == 7.3

@@ -8,7 +8,7 @@ import torch
 from deltas import attach, merge, trainable
 from lab.sizes import counted, t5_size
 from methods.prefix import KeysValues
-from methods.prompt import Prompt, SoftPrompt
+from methods.prompt import Prompt, SoftPrompt, starting_words
 from model import Config, Transformer
 from tiny import BERT, GPT, IDS, base_of, both, same, stirred
 
@@ -94,13 +94,25 @@ def start(**settings):
 def test_a_start_from_the_vocabulary_is_rows_of_the_table():
     vectors, table = start(length=6, init="vocab")
     ids = [(table == vector).all(dim=1).nonzero().item() for vector in vectors]        # an error where no row fits
-    assert len(set(ids)) > 1, "drawn, not one word six times"
+    assert len(set(ids)) == 6, "drawn, and no word twice: equal rows would get equal gradients, and remain equal"
+    assert ids != [0, 1, 2, 3, 4, 5], "in no order of their own"
+
+
+def test_only_words_that_texts_are_made_of_are_drawn():
+    """The others' rows have never been trained."""
+    model = Transformer(GPT)
+    model.in_use = [4, 9, 11]
+    seen = [starting_words("", 2, model).tolist() for _ in range(40)]
+    assert {word for words in seen for word in words} == {4, 9, 11}
+    assert sorted(starting_words("", 6, model).tolist()) == [4, 4, 9, 9, 11, 11], "all of them before one comes again"
 
 
 def test_a_start_from_the_labels_is_their_rows_and_then_words_of_the_vocabulary():
     vectors, table = start(length=4, init="labels", words="12,7")
     assert torch.equal(vectors[:2], table[[12, 7]]), "the label words first, in their order"
     assert all((table == vector).all(dim=1).any() for vector in vectors[2:]), "then rows of the table"
+    vectors, table = start(length=17, init="labels", words="12,7")
+    assert len({*map(tuple, vectors.tolist())}) == 17, "the other 15, and no label word again"
 
 
 def test_a_random_start_has_the_spread_of_the_table():

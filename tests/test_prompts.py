@@ -239,6 +239,9 @@ def test_only_tokens_that_their_string_is_read_as_are_candidates(monkeypatch):
     given = {"length": 4, "candidates": 400, "seed": 0}
     assert search(stirred(GPT), TASK, 0, **given, reads=lambda words: words[-1] == 7) == [7] * 4
     assert search(stirred(GPT), TASK, 0, **given, reads=lambda words: False) == []
+    model = stirred(GPT)
+    model.in_use = [3, 8]
+    assert sorted({*search(model, TASK, 0, **given)}) == [3, 8], "tokens that texts are made of, and no others"
 
 
 def test_only_what_the_lm_head_answers_can_be_prompted(long_texts, tmp_path, monkeypatch):

@@ -116,6 +116,27 @@ def test_a_special_token_written_in_a_text_is_only_letters(tmp_path):
         assert tokenizer.decode(ids) == names
 
 
+def test_in_use_are_the_tokens_of_texts_and_no_others(tmp_path):
+    """Of the little world's 884 tokens 241 stand in its texts: ` caring` does, a piece of it or `%` does not."""
+    tokenizer = world()
+    assert len(tokenizer.in_use) == 241 and tokenizer.decode(tokenizer.in_use[:3]) == " . the was"
+    assert set(tokenizer.encode(" the staff was caring .")) <= set(tokenizer.in_use)
+    assert not {*tokenizer.encode("%"), *tokenizer.encode(" cari"), tokenizer.pad, 1000} & set(tokenizer.in_use)
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    vocab = small(tmp_path, special, shuffled)
+    assert sorted(bpe_from(tmp_path, wraps=True).in_use) == sorted(set(vocab.values()) - set(range(5))), "special"
+
+
+def test_in_use_are_neither_berts_unused_rows_nor_its_special_tokens(tmp_path):
+    pytest.importorskip("tokenizers", reason="pip install -r requirements-extra.txt")
+    tokens = ["[PAD]", "[unused0]", "[unused12]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "[X]", "unused"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    more = {"added_tokens_decoder": {"9": {"content": "[X]", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(more), encoding="utf-8")
+    assert [tokens[n] for n in wordpiece_from(tmp_path).in_use] == ["a", "##b", "unused"]
+
+
 def test_the_little_world_has_its_own_table():
     tokenizer = world()
     for text in ["the room was dirty , but the soup was good .", *TRICKY]:
