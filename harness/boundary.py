@@ -14,7 +14,16 @@ import time
 import warnings
 
 BEGIN = time.time()  # before torch is imported, so that the last line says how long a user has waited
-SPINS = "20000"
+# For PyTorch on a CPU; what a user has set already stays.
+ENVIRONMENT = {
+    # Two OpenMP threads of a small model wait for each other by spinning. On a busy machine one of them is not even
+    # running meanwhile, and a step takes many times as long; GNU's runtime then gives up after so many turns.
+    "GOMP_SPINCOUNT": "20000",
+    # Every shape of a bfloat16 product leaves a program behind, and batches have many shapes: with the usual 1,024
+    # programs a run of MiniLM holds half a gigabyte of them, with 64 a few megabytes, and is as fast.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
+}
 kept = {}  # {what: a sentence}: what an interruption does not lose, said by those who keep it
 
 
@@ -92,12 +101,9 @@ def hook(kind, error, trace):
 
 
 def begin():
-    """Before anything else is imported: signals, output that any terminal takes, threads that do not spin for long.
-
-    Two OpenMP threads of a small model wait for each other by spinning. On a busy machine one of them is not even
-    running meanwhile, and a step takes many times as long; GNU's runtime then gives up after SPINS turns.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    """Before anything else is imported: the environment, signals, output that any terminal takes."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     warnings.formatwarning = lambda message, *_: f"{message}\n"
     sys.excepthook = hook
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not a debugger's
