@@ -26,6 +26,7 @@ def test_all_biases_train_and_no_weight_does(config, outside):
     model = attach(BitFit(), Transformer(config))
     owners = [f"blocks.{i}.{place}" for i in range(2) for place in IN_A_BLOCK] + outside
     assert set(trainable(model)) == {f"{owner}.bias" for owner in owners}, "every bias, those of norms too"
+    assert count(model).delta == BitFit().formula(config), "the count: eight in a block, and those outside"
 
 
 @pytest.mark.points(2, "bitfit")
@@ -33,7 +34,7 @@ def test_the_smaller_choice_is_the_query_and_the_first_mlp_bias():
     model = attach(BitFit(only="query_up"), Transformer(BERT))
     assert set(trainable(model)) == {f"blocks.{i}.{place}.bias" for i in range(2)
                                      for place in ("attention.query", "mlp.up")}, "query and up"
-    assert count(model).delta == BitFit(only="query_up").formula(BERT) == 2 * (12 + 20)
+    assert count(model).delta == BitFit(only="query_up").formula(BERT) == 2 * (12 + 20), "the count: d + f a block"
     with pytest.raises(ValueError, match="only='weights': choose all or query_up"):
         BitFit(only="weights")
 
@@ -50,12 +51,13 @@ def test_the_classifiers_bias_is_not_counted_as_delta():
 @pytest.mark.points(1, "bitfit")
 def test_a_bias_shifts_the_output_by_as_much():
     """W x + b with W = [[1, 2], [3, 4]], x = (1, 1), b = (10, 20) -> (13, 27); b moved by 0.5 -> (13.5, 27.5)."""
-    model = attach(BitFit(), Transformer(Config(5, 4, 2, 1, 1, 2)))
+    model = Transformer(Config(5, 4, 2, 1, 1, 2))
     out = model.blocks[0].attention.out
     with torch.no_grad():
         out.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         out.bias.copy_(torch.tensor([10.0, 20.0]))
-        assert out(torch.ones(2)).tolist() == [13, 27], "W x + b"
+        model = attach(BitFit(), model)
+        assert out(torch.ones(2)).tolist() == [13, 27], "W x + b: training starts from the base's own biases"
         trainable(model)["blocks.0.attention.out.bias"].add_(0.5)
         assert out(torch.ones(2)).tolist() == [13.5, 27.5], "b is the trained parameter"
 

@@ -114,11 +114,13 @@ def test_the_fast_form_is_the_plain_one_and_the_plain_one_is_the_matrix_of_the_d
             torch.testing.assert_close(value, P @ z, **NEAR)
             torch.testing.assert_close(gradient, P.T @ g, **NEAR)
         project = FORMS[form](d, D, seed=3)
+        assert project.B.shape == (math.ceil(D / n), n), f"blocks of n={n} for d={d}, D={D}"
+        assert 0.6 < matrix_of(project).norm(dim=0).mean() < 1.4, "columns of norm near 1"
         for chunk in (1, 2 * n, 2**18):  # one block at a time, two, all
             monkeypatch.setattr(fastfood, "CHUNK", chunk)
             fast_value, fast_gradient = value_and_gradient(project, z, g)
-            assert torch.allclose(fast_value, value, **NEAR), f"P z: d={d}, D={D}, CHUNK={chunk}"
-            assert torch.allclose(fast_gradient, gradient, **NEAR), f"Pᵀ g: d={d}, D={D}, CHUNK={chunk}"
+            assert torch.allclose(fast_value, value, **NEAR), f"P z: d={d}, D={D}, blocks of {n}, CHUNK={chunk}"
+            assert torch.allclose(fast_gradient, gradient, **NEAR), f"Pᵀ g: d={d}, D={D}, blocks of {n}, CHUNK={chunk}"
 
 
 @pytest.mark.points(1, "fastfood")
@@ -126,6 +128,7 @@ def test_why_each_constant_is_in_the_norm():
     n, blocks, i = 16, 3, 5
     B, Pi, G = next(draw(blocks, n, seed=1))
     H, e, G = by_hand(n), torch.eye(n, dtype=torch.float64)[i], G.double()
+    assert set(B.flatten().tolist()) == {-1, 1}, "signs: ±1"
     first = H @ (B[0] * e)
     assert first.abs().tolist() == [1.0] * n, "a column of H B: every entry ±1"
     second = G[0] * first[Pi[0]]

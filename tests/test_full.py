@@ -12,16 +12,18 @@ from tiny import BERT, GPT, same, stirred
 @pytest.mark.points(2, "counts")
 def test_one_block_by_hand():
     """d = 12, f = 20: four 12 x 12 matrices, 12 x 20 and 20 x 12, their biases, two norms of 12 + 12."""
-    assert block_size(GPT) == 4 * 144 + 2 * 240 + (4 * 12 + 20 + 12) + 4 * 12 == 1184
+    parts = {"four projections": 4 * 144, "two matrices of the mlp": 2 * 240, "biases": 4 * 12 + 20 + 12, "norms": 48}
+    assert block_size(GPT) == sum(parts.values()) == 1184, f"{block_size(GPT)} is not the sum of {parts}"
 
 
 @pytest.mark.points(3, "counts")
 def test_a_whole_base_by_hand():
     """17 words and 16 positions; BERT has two types, a pooler and an MLM head more, the decoder's matrix is tied."""
-    gpt, bert = 2 * 1184 + (17 + 16) * 12 + 24, 2 * 1184 + (17 + 16 + 2) * 12 + 24 + (144 + 12) + (144 + 12 + 24 + 17)
-    for config, size in ((GPT, gpt), (BERT, bert)):
-        counted = count(attach(Full(), Transformer(config)))
-        assert base_size(config) == size, "the formula"
+    gpt = {"blocks": 2 * 1184, "words, tied": 17 * 12, "positions": 16 * 12, "the norm around the blocks": 24}
+    bert = gpt | {"types": 2 * 12, "pooler": 144 + 12, "MLM head": 144 + 12 + 24 + 17}
+    for config, parts in ((GPT, gpt), (BERT, bert)):
+        counted, size = count(attach(Full(), Transformer(config))), sum(parts.values())
+        assert base_size(config) == size, f"{base_size(config)} is not {size}, the sum of {parts}"
         assert counted.base == counted.delta == size, "everything is the delta, a tied matrix counts once"
 
 

@@ -34,7 +34,10 @@ def test_the_next_word_is_read_at_a_rows_last_token_and_decoding_ends_once_every
 @pytest.mark.points(1, "generate")
 def test_a_model_that_has_learnt_to_stop_stops():
     model = stirred(GPT)
-    free = generate(model, IDS[:1], steps=7)[0].tolist()
+    free, text = generate(model, IDS[:1], steps=7)[0].tolist(), IDS[:1]
+    for _ in range(7):
+        text = torch.cat([text, model(text)[:, -1:].argmax(dim=-1)], dim=1)
+    assert free == text[0, 5:].tolist(), "with its cache it says what it says when it reads all again"
     stop = free[1]
     assert generate(model, IDS[:1], steps=7, stop=stop)[0].tolist() == free[:free.index(stop) + 1]
 

@@ -45,7 +45,7 @@ def test_the_model_stands_at_theta_0_plus_P_z(projection, kind):
     model, plain = moved(dim=7, projection=projection, projection_seed=3), base()
     D = len(flat(plain))
     P = (D / 7) ** 0.5 * torch.stack([kind(7, D, seed=3)(e) for e in torch.eye(7).double()], dim=1)
-    same(columns(model), P, "P is drawn from projection_seed, times √(D / d)")
+    same(columns(model), P, "unit rows, from projection_seed: a weight moves by about the learning rate")
     torch.nn.utils.vector_to_parameters(flat(plain) + P @ model.z.detach(), plain.parameters())
     same(model(IDS), plain(IDS), "theta_0 + P z")
 
@@ -55,6 +55,7 @@ def test_a_step_of_the_optimiser_moves_every_weight_by_about_the_learning_rate()
     for dim in (8, 64):
         model = attach(Intrinsic(dim=dim), base())
         start = flat(model.model)
+        assert not model.z.any(), "z starts at zero"
         with torch.no_grad():
             model.z += 0.01 * (2 * torch.randint(0, 2, (dim,)) - 1)  # what Adam's first step does: ±lr
         step = torch.cat([p.flatten() for p in model.theta().values()]) - start
@@ -97,8 +98,10 @@ def test_positions_at_and_generation_pass_through_the_wrapper():
     keep = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
     at = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 1, 0, 0]]).bool()
     plain = merge(copy.deepcopy(model))
+    same(flat(plain), torch.cat([p.flatten() for p in model.theta().values()]), "merged, its weights are theta")
     same(model(IDS, keep, at=at), plain(IDS, keep)[at], "ids, keep and at are handed on")
-    assert torch.equal(generate(model, IDS, keep, steps=4), generate(plain, IDS, keep, steps=4)), "so is the cache"
+    words = generate(model, IDS, keep, steps=4)
+    assert torch.equal(words, generate(plain, IDS, keep, steps=4)), "so are keep and the cache"
     assert model.config is model.model.config and model.head is model.model.head, "it looks like the model"
     assert not model.eval().model.training and model.train().model.training, "eval and train reach the model"
 
@@ -116,7 +119,7 @@ def test_the_scales_come_out_of_the_budget():
 def test_the_first_step_gives_a_scale_no_gradient_and_the_second_does():
     model = attach(Intrinsic(dim=10, per_layer=True), base())
     model(IDS).square().sum().backward()
-    assert (model.scales.grad == 0).all() and (model.z.grad != 0).all(), "d theta / d s = P z = 0 at the start"
+    assert (model.scales.grad == 0).all() and (model.z.grad != 0).all(), "P z = 0 at the start, and scales start at one"
     with torch.no_grad():
         model.z -= 1e-2 * model.z.grad.sign()
     model.zero_grad()

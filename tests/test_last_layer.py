@@ -19,7 +19,10 @@ def test_the_top_blocks_train_whole_and_nothing_else_does():
     for k, blocks in ((1, {2}), (2, {1, 2}), (3, {0, 1, 2})):
         model = attach(LastLayer(k=k), Transformer(THREE))
         expected = {name for name, _ in model.named_parameters() if any(f"blocks.{i}." in name for i in blocks)}
-        assert set(trainable(model)) == expected, f"k={k}: from the top"
+        found = set(trainable(model))
+        assert not {"final_norm.weight", "final_norm.bias"} & found, "the final norm stays frozen"
+        assert "tokens.weight" not in found, "the tied head stays frozen"
+        assert found == expected, f"k={k}: from the top"
         assert count(model).delta == LastLayer(k=k).formula(THREE) == k * 1184, f"k={k}: as test_full.py counts"
 
 

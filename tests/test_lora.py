@@ -26,11 +26,14 @@ def test_lora_by_hand():
     with torch.no_grad():
         linear.weight.copy_(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
         linear.bias.copy_(torch.tensor([1.0, 2.0]))
-        assert lora(x).tolist() == [7, 17], "B is zero: W x + bias alone"
+        assert lora(x).tolist() == [7, 17], "B is zero: the frozen path alone, W x + bias"
         lora.A.copy_(torch.tensor([[1.0, -1.0, 2.0]]))
         lora.B.copy_(torch.tensor([[10.0], [20.0]]))
         assert (lora(x) - linear(x)).tolist() == [80, 160], "the update: alpha / r times B A x"
         assert lora(x).tolist() == [87, 177], "the frozen path and the update, added"
+    lora(x.requires_grad_()).sum().backward()
+    assert x.grad.tolist() == [41 + 84, -38 - 75, 83 + 166], "the gradient of x goes through both"
+    with torch.no_grad():
         merged = lora.merged()
     assert merged is linear, "merged is the base's own Linear"
     assert merged.weight.tolist() == [[41, -38, 83], [84, -75, 166]], "the scale in merge, and W + scale B A"
@@ -41,7 +44,7 @@ def test_lora_by_hand():
 def test_the_update_is_scaled_by_alpha_over_the_rank():
     for rank, alpha, scale in ((2, 6.0, 3.0), (8, 16.0, 2.0), (4, 1.0, 0.25)):
         assert LoRALinear(torch.nn.Linear(12, 20), rank, alpha).scale == scale, f"{alpha} / {rank}"
-    assert (LoRA().rank, LoRA().alpha, LoRA().targets) == (8, 16.0, "query,value"), "the paper's setting"
+    assert (LoRA().rank, LoRA().alpha, LoRA().targets) == (8, 16.0, "query,value"), "rank 8, alpha 16, query and value"
 
 
 @both
@@ -55,6 +58,7 @@ def test_lora_is_the_dense_update_of_each_chosen_weight(config):
     for block, wrapped in zip(plain.blocks, model.blocks):
         for place, name in PLACES:
             weight, lora = getattr(getattr(block, place), name).weight, getattr(getattr(wrapped, place), name)
+            assert isinstance(lora, LoRALinear), f"{name}: every block has its own update"
             shapes = tuple(lora.A.shape), tuple(lora.B.shape)
             assert shapes == ((2, weight.shape[1]), (weight.shape[0], 2)), f"{name}: A (r, d_in), B (d_out, r)"
             with torch.no_grad():

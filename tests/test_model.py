@@ -93,6 +93,7 @@ def test_a_block_equals_its_equation(config):
     def mlp(h):
         return linear((gelu_tanh if config.causal else gelu)(linear(h, block.mlp.up)), block.mlp.down)
 
+    same(block.attention(x, mask[:, None]), slow_attention(block.attention, x, mask), "heads, and scores over √(D/H)")
     same(block.mlp(x), mlp(x), "the mlp and its activation")
     if config.norm_first:
         y = x + slow_attention(block.attention, norm(x, block.norm1, config), mask)
@@ -125,6 +126,7 @@ def test_the_whole_model_is_embeddings_blocks_and_head(config):
 @pytest.mark.points(1, "model")
 def test_a_classifier_reads_the_pooled_state(config):
     model = stirred(config, classes=4)
+    assert model.head.new_pooler is None, "a new pooler is for a BERT that has none"
     plain = base_of(model)
     plain.head = torch.nn.Identity()
     state = plain(IDS)                                                                 # (B, T, D)
@@ -242,8 +244,8 @@ def test_what_makes_no_sense_is_refused():
 def test_with_a_cache_the_new_tokens_logits_are_those_of_the_whole_text():
     model, cache, keep = stirred(GPT), {}, torch.ones(2, 5, dtype=torch.bool)
     whole = model(IDS)
-    same(model(IDS[:, :3], keep[:, :3], cache=cache), whole[:, :3], "the first three tokens fill the cache")
-    same(model(IDS[:, 3:4], keep[:, :4], cache=cache), whole[:, 3:4], "one more token sees them")
-    same(model(IDS[:, 4:], keep, cache=cache), whole[:, 4:], "and the last one sees all")
+    same(model(IDS[:, :2], keep[:, :2], cache=cache), whole[:, :2], "the first two tokens fill the cache")
+    same(model(IDS[:, 2:3], keep[:, :3], cache=cache), whole[:, 2:3], "one more token sees them")
+    same(model(IDS[:, 3:], keep, cache=cache), whole[:, 3:], "and of the last two each sees all before it")
     assert len(cache) == 2 and all(isinstance(owner, Attention) for owner in cache), "an entry for every attention"
     assert cache[model.blocks[0].attention][0].shape == (2, 3, 5, 4), "(B, H, S, D/H)"

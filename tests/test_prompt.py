@@ -35,7 +35,7 @@ def test_a_prompt_is_words_before_the_text_without_a_position(config):
             mask[:, :, i, j] = j <= i or not config.causal
     for block in model.blocks:
         x = block(x, mask)
-    same(model(IDS), model.head(model.final_norm(x)[:, 3:]), "soft words before the text, without positions, cut off")
+    same(model(IDS), model.head(model.final_norm(x)[:, 3:]), "soft words that a text sees, without positions, cut off")
 
 
 def test_in_a_causal_model_a_prompt_is_a_prefix_that_is_computed():

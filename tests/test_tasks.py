@@ -334,7 +334,8 @@ def test_predictions_come_back_in_the_order_of_the_examples():
     model = Says([[0.0] * 5, [0.0, 5, 0, 0, 0], [0.0, 0, 0, 5, 0]])
     task = Task("t", [], [], [], labels=["good", "bad"], words=[3, 1])
     rows = [example(2), example(1), example(2), example(1)]
-    assert tasks.predictions(model, task, rows, PLAIN, batch_size=3) == ["good", "bad", "good", "bad"]
+    found = tasks.predictions(model, task, rows, PLAIN, batch_size=3)
+    assert found == ["good", "bad", "good", "bad"], "label words have the order of their labels"
 
 
 @pytest.mark.points(1, "tasks")

@@ -137,7 +137,7 @@ def test_the_loop_by_hand(monkeypatch):
         assert batch[0].tolist() == ids, f"step {step}: the batch, every text once an epoch"
         clipped = sum((g ** 2).sum() for g in trace[0]).sqrt()
         for name, found, right in zip(names, trace[0], gradients, strict=True):
-            same(found / clipped, right / norm, f"step {step}, {name}: the gradient is that of this batch alone")
+            same(found / clipped, right / norm, f"step {step}, {name}: the gradient of this batch alone, clipped")
         assert clipped.item() == pytest.approx(min(1, norm), abs=1e-5), f"step {step}: the norm of all is clipped at 1"
         assert trace[1] == pytest.approx(rate, abs=1e-12), f"step {step}: the rate, 2 steps up and 28 down"
         for name, found, right in zip(names, trace[2], parameters, strict=True):
