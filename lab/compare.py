@@ -3,7 +3,8 @@
     row               what it is
     majority          always the most frequent label
     frozen            the base asked with a template written by hand (the verbaliser), nothing trained
-    linear probe      logistic regression on the frozen base's last state
+    linear probe      logistic regression on the frozen base's last state, where the answer is asked for
+    probe of the mean the same on the mean of a text's states, where a Classifier answers
     from scratch      full fine-tuning from random weights
     the techniques    with their own default settings; --sweep tries other values
     full              full fine-tuning
@@ -43,9 +44,10 @@ def table(runs, names, sweep, **choice):
     rows = [plain_row("majority class", full[0]["majority_score"], goal),
             plain_row("frozen base", full[0]["frozen_score"], goal)]
     if full[0]["metric"] == "accuracy":
-        probes = [linear_probe.probe(runs, seed, **choice) for seed in runs.seeds]
-        rows.append(plain_row("linear probe", mean(scores(probes)), goal, sd(scores(probes)),
-                              probes[0]["delta_params"]))
+        for average in (False, True) if full[0]["head_params"] else (False,):
+            probes = [linear_probe.probe(runs, seed, average, **choice) for seed in runs.seeds]
+            name = "probe of the mean" if average else "linear probe"
+            rows.append(plain_row(name, mean(scores(probes)), goal, sd(scores(probes)), probes[0]["delta_params"]))
     rows.append(row("from scratch", runs.trial("full", scratch=True, **choice), full))
     for name in names:
         for values in sweep:

@@ -114,11 +114,6 @@ def test_what_is_exact_is_so_to_float64(entries):
     assert same == "the same" and float(apart) < 1e-12
 
 
-def test_783_rows_of_the_embedding_are_never_read():
-    """241 tokens stand in the corpus; what ends a document is read as well."""
-    assert intrinsic.unread() == 1024 - 241 - 1
-
-
 # ---- verdicts, on made-up numbers ----
 
 def test_the_interval_decides():
@@ -192,7 +187,7 @@ def test_where_full_fine_tuning_scores_nothing_a_share_decides_nothing():
 
 def training(monkeypatch, score, curve=lambda s: [[10, 50.0]]):
     """pretend.training, with what else the claims read of a run; curve(settings) are its dev scores on the way."""
-    ran, run = pretend.training(monkeypatch, score, head_params=0), train.run
+    ran, run = pretend.training(monkeypatch, score), train.run
     monkeypatch.setattr(train, "run", lambda s, *rest: run(s, *rest) | {
         "task": s.task, "base_params": base_size(SHAPES[s.base]) if s.shipped else 22_700_000, "delta_percent": 0.8,
         "delta_params": 7, "file": s.file, "curve": curve(s)})
@@ -257,7 +252,7 @@ def test_a_technique_that_does_not_arrive_in_300_steps_gets_1500(answer):
 
 
 def test_a_prefix_that_diverges_is_one_that_falls_short(answer):
-    """C20: every run of rows at the rate 1 diverges, and one more rate is too low: 6 of 12 on each task."""
+    """C20: every run of rows at the rate 1 diverges, and at one more it is too low: 6 of 12 on each task."""
     def score(s):
         if not s.delta.mlp and s.lr == 1.0:
             raise train.Diverged("the loss is nan")

@@ -22,7 +22,7 @@ from harness.settings import arguments, settings_of, settings_typed
 from lab import compare, linear_probe, pictures
 from lab.runs import Runs, check
 from model import Refused, Transformer
-from tiny import GPT, stirred
+from tiny import BERT, GPT, stirred
 
 ROOT = Path(__file__).parents[1]
 CLOCK = "ms/step", "latency", "merged"  # the columns of a table that two equal commands may differ in
@@ -125,6 +125,20 @@ def test_a_linear_probe_reads_the_states_at_the_targets():
         torch.testing.assert_close(head(state), model(torch.tensor([ids]))[0, -1], rtol=0, atol=1e-8)
 
 
+def test_a_linear_probe_reads_what_the_classifier_reads_or_the_mean_of_all_states():
+    """Two texts of 3 and 2 tokens, padded; BERT's pooler stands before the Classifier, and not before a mean."""
+    model = stirred(BERT, classes=2)
+    texts = [[3, 1, 4], [6, 5]]
+    rows = [tasks.Example(ids, tasks.only(n, 0, len(ids)), "", []) for n, ids in enumerate(texts)]
+    task, seen = tasks.Task("", [], [], [], labels=["a", "b"]), []
+    (read, labels), (averaged, _) = (linear_probe.states(model, task, rows, 0, average) for average in (False, True))
+    assert labels.tolist() == [1, 0], "the shorter text comes first"
+    model.blocks[-1].register_forward_hook(lambda block, inputs, output: seen.append(output))
+    for x, mean, ids in zip(read, averaged, ([6, 5], [3, 1, 4])):
+        torch.testing.assert_close(model.head(x), model(torch.tensor([ids]))[0, 0], rtol=0, atol=1e-8)
+        torch.testing.assert_close(mean, sum(seen.pop()[0]) / len(ids), rtol=0, atol=1e-8)
+
+
 def test_dev_picks_the_penalty_of_a_linear_probe_and_test_is_its_score(monkeypatch, few_examples):
     found = {1e-4: (60, 90), 1e-3: (80, 30), 1e-2: (80, 40), 1e-1: (70, 95)}
 
@@ -134,7 +148,7 @@ def test_dev_picks_the_penalty_of_a_linear_probe_and_test_is_its_score(monkeypat
         return layer
     monkeypatch.setattr(linear_probe, "fit", fit)
     monkeypatch.setattr(linear_probe, "accuracy",
-                        lambda layer, model, task, examples, *_: found[layer.penalty][examples is task.test])
+                        lambda layer, x, *_: found[layer.penalty][len(x) == 14])  # test is 14 texts, dev is 10
     settings = settings_of("full", base="gpt-xs", examples=8, device="cpu")
     assert linear_probe.fitted(settings) == {"score": 30, "dev_score": 80, "delta_params": 4 * (48 + 1)}
 
@@ -257,8 +271,8 @@ def test_every_technique_stands_beside_full_fine_tuning(dishes, tmp_path, capsys
     words = command(dishes, tmp_path, "--methods", "lora,prompt", "--seeds", "2")
     compare.main(words)
     rows = table(tmp_path)
-    assert [row["technique"] for row in rows] == ["majority class", "frozen base", "linear probe", "from scratch",
-                                                  "lora", "prompt", "full fine-tuning"]
+    assert [row["technique"] for row in rows] == ["majority class", "frozen base", "linear probe", "probe of the mean",
+                                                  "from scratch", "lora", "prompt", "full fine-tuning"]
     by_name = {row["technique"]: row for row in rows}
     full = float(by_name["full fine-tuning"]["score"])
     for name, row in by_name.items():
@@ -268,7 +282,7 @@ def test_every_technique_stands_beside_full_fine_tuning(dishes, tmp_path, capsys
     assert by_name["lora"]["merged"] and not by_name["prompt"]["merged"], "only one of the two can be merged"
     assert by_name["full fine-tuning"]["latency"] == ""
     kept = results.read(tmp_path)
-    assert len(kept) == 2 * 4 + 2 + 2, "four rows of two runs, two probes, two latencies"
+    assert len(kept) == 2 * 4 + 4 + 2, "four rows of two runs, two probes in each of two rows, two latencies"
     capsys.readouterr()
     compare.main(words)
     assert results.read(tmp_path) == kept and table(tmp_path) == rows
@@ -296,9 +310,9 @@ def test_a_sweep_has_a_row_and_a_curve_for_every_value_and_diverged_where_there_
     assert rows["bitfit lr=1e+30"]["score"] == "diverged" and float(rows["bitfit lr=0.001"]["score"]) >= 0
     (first, dots), (second, curves) = drawn
     assert (first, second) == compare.PICTURES
-    trained = ["linear probe", "from scratch", "bitfit lr=0.001", "full fine-tuning"]
+    trained = ["linear probe", "probe of the mean", "from scratch", "bitfit lr=0.001", "full fine-tuning"]
     assert [text.get_text() for text in dots.texts] == trained
-    assert [text.get_text() for text in curves.get_legend().texts] == trained[1:]
+    assert [text.get_text() for text in curves.get_legend().texts] == trained[2:]
 
 
 def test_pictures_are_drawn_again_only_for_another_table(monkeypatch, tmp_path, capsys):

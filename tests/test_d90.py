@@ -54,7 +54,7 @@ def scores_of(settings):
 
 def test_dev_tunes_both_sides_alike_test_judges_and_each_seed_has_a_bracket(monkeypatch, tmp_path):
     """Full 90, chance 50: 90 % of full is 81, nine tenths of the way up from chance 86. Seed 1 is two points ahead."""
-    ran = pretend.training(monkeypatch, scores_of, head_params=0)
+    ran = pretend.training(monkeypatch, scores_of)
     found = d90.measure(Runs(tmp_path, 2, str), (8, 16, 32, 64, 9999), (0.003, 0.01), per_layer=True, base="gpt-xs",
                         scratch=True)
     assert (found["full"], found["chance"], found["D"], found["head"]) == ([90.0, 90.0], [50.0, 50.0], 5000, 0)
@@ -117,7 +117,7 @@ def test_brackets_are_printed_with_what_was_tried(capsys):
 
 def test_the_command_measures_every_base_on_every_task(monkeypatch, tmp_path, capsys):
     """A thousand examples, the technique's own rates and a rising grid, unless the command says otherwise."""
-    ran, drawn = pretend.training(monkeypatch, lambda s: (80.0, 80.0), head_params=0), []
+    ran, drawn = pretend.training(monkeypatch, lambda s: (80.0, 80.0)), []
     monkeypatch.setattr(d90, "picture", lambda found, path: drawn.append(found) or f"picture: {path}")
     d90.main(f"--bases gpt-xs,bert-xs --tasks claim,rating --grid 64,8 --seeds 1 --out {tmp_path}".split())
     assert list(drawn[0]) == ["gpt-xs on claim", "bert-xs on claim", "gpt-xs on rating", "bert-xs on rating"]
@@ -135,7 +135,7 @@ def test_the_command_measures_every_base_on_every_task(monkeypatch, tmp_path, ca
 
 
 def test_the_users_own_data_are_the_task_and_used_whole(monkeypatch, tmp_path, capsys):
-    ran, drawn = pretend.training(monkeypatch, lambda s: (80.0, 80.0), head_params=0), []
+    ran, drawn = pretend.training(monkeypatch, lambda s: (80.0, 80.0)), []
     monkeypatch.setattr(d90, "picture", lambda found, path: drawn.extend(found) or "")
     d90.main(f"--data {reviews(tmp_path)} --grid 8 --rates 0.5 --seeds 1 --out {tmp_path}".split())
     assert drawn == ["gpt-s on reviews"] and {(s.task, s.examples) for s in ran} == {("reviews", None)}
@@ -161,7 +161,7 @@ def test_what_cannot_be_measured_is_named_before_anything_trains(line, why, tmp_
 
 
 def test_two_bases_in_folders_of_one_name_are_two_curves(monkeypatch, tmp_path, capsys):
-    pretend.training(monkeypatch, lambda s: (80.0, 80.0), head_params=0)
+    pretend.training(monkeypatch, lambda s: (80.0, 80.0))
     drawn = []
     monkeypatch.setattr(d90, "check", lambda runs, plan: None)
     monkeypatch.setattr(d90, "picture", lambda found, path: drawn.extend(found) or "")
