@@ -218,8 +218,9 @@ def fingerprint(tensors, config=""):
         if tensor.is_meta:
             return ""
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        exact = tensor.float() if tensor.is_floating_point() else tensor  # above 2^24 a float32 skips integers
-        digest.update(exact.detach().contiguous().cpu().numpy().data)
+        for piece in tensor.detach().flatten().split(2**20):  # a float32 copy of four megabytes at a time
+            exact = piece.float() if piece.is_floating_point() else piece  # above 2^24 a float32 skips integers
+            digest.update(exact.cpu().numpy().data)
     return digest.hexdigest()
 
 

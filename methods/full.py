@@ -17,9 +17,9 @@ from deltas import Delta, matrix_entries
 @dataclass
 class Full(Delta):
     family: ClassVar[str] = "baseline"
-    lr: ClassVar[float] = 3e-4       # small bases need more than the 1e-5 to 5e-5 of BERT; above 1e-3 it forgets
+    lr: ClassVar[float] = 1e-3       # small bases need more than the 1e-5 to 5e-5 of BERT; at 3e-3 it forgets
     lr_real: ClassVar[float] = 5e-5  # the upper end of BERT's and GPT-2's usual range
-    rates: ClassVar[tuple] = 3e-4, 1e-4, 1e-3
+    rates: ClassVar[tuple] = 1e-3, 3e-4, 3e-3
 
     def attach(self, model):
         return model.requires_grad_(True)

@@ -21,9 +21,9 @@ from methods.full import block_size
 @dataclass
 class LastLayer(Delta):
     family: ClassVar[str] = "specification"
-    lr: ClassVar[float] = 3e-3       # one block has to do the work of all: more than full fine-tuning's
-    lr_real: ClassVar[float] = 2e-4
-    rates: ClassVar[tuple] = 3e-3, 1e-3
+    lr: ClassVar[float] = 1e-2       # one block has to do the work of all: ten times full fine-tuning's
+    lr_real: ClassVar[float] = 1e-3
+    rates: ClassVar[tuple] = 1e-2, 3e-3
     paper: ClassVar[dict] = {"k": 2}  # Li & Liang: FT-top2
     k: int = setting(1, "how many blocks to train, from the top; Li & Liang train 2 of 24", least=1)
 

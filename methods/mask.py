@@ -78,9 +78,9 @@ SCORES = {"fisher": fisher, "magnitude": magnitude, "random": random}
 @dataclass
 class Mask(Delta):
     family: ClassVar[str] = "specification"
-    lr: ClassVar[float] = 3e-2
+    lr: ClassVar[float] = 1e-2       # where gradients are largest, steps are small: random places take 3e-2 to 3e-1
     lr_real: ClassVar[float] = 3e-3
-    rates: ClassVar[tuple] = 3e-2, 1e-2
+    rates: ClassVar[tuple] = 1e-2, 3e-2, 1e-1
     paper: ClassVar[dict] = {"k": 1_675_000}  # 0.5 % of BERT-large
     task: ClassVar[object] = None  # no setting: for_task tells it, and a file has the places instead
     k: int = setting(4096, "how many weights train", least=1)
