@@ -18,7 +18,7 @@ BEGIN = time.time()  # before torch is imported, so that the last line says how 
 ENVIRONMENT = {
     # Two OpenMP threads of a small model wait for each other by spinning. On a busy machine one of them is not even
     # running meanwhile, and a step takes many times as long; GNU's runtime then gives up after so many turns.
-    "GOMP_SPINCOUNT": "20000",
+    "GOMP_SPINCOUNT": "1000",
     # Every shape of a bfloat16 product leaves a program behind, and batches have many shapes: with the usual 1,024
     # programs a run of MiniLM holds half a gigabyte of them, with 64 a few megabytes, and is as fast.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",

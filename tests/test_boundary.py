@@ -114,7 +114,7 @@ def test_a_users_own_environment_stays_and_the_rest_is_set_before_torch_is_impor
     program = ("import os, sys; from harness import boundary; boundary.begin(); assert 'torch' not in sys.modules; "
                "print([os.environ[name] for name in boundary.ENVIRONMENT])")
     bare = {name: value for name, value in os.environ.items() if name not in boundary.ENVIRONMENT}
-    for given, expected in (({}, "['20000', '64', '64']"), ({"GOMP_SPINCOUNT": "7"}, "['7', '64', '64']")):
+    for given, expected in (({}, "['1000', '64', '64']"), ({"GOMP_SPINCOUNT": "7"}, "['7', '64', '64']")):
         found = subprocess.run([sys.executable, "-c", program], env=bare | given, cwd=ROOT, text=True,
                                capture_output=True, check=True)
         assert found.stdout.strip() == expected, f"with {given}"
