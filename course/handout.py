@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from points import listed
 
-# What a handout does not have: this folder, broken copies (they quote what is to be written), and tests of either.
-LEFT_OUT = re.compile(r"course/|tests/bench/|tests/breaks\.json|tests/test_(course|readme)\.py|setup\.sh|run_autograder"
-                      r"|VERSION|tests/points\.json|(.*/)?[.]|(.*/)?__pycache__/|out/")
+# What a handout does not have: this folder, broken copies and tests that quote what is to be written.
+LEFT_OUT = re.compile(r"course/|tests/bench/|tests/breaks\.json|tests/test_(course|readme|boundary)\.py"
+                      r"|VERSION|tests/points\.json|setup\.sh|run_autograder|(.*/)?[.]|(.*/)?__pycache__/|out/")
 TORCH = "torch==2.13.0", "https://download.pytorch.org/whl/cpu"  # the build without CUDA: it fits Gradescope's memory
 
 

@@ -42,7 +42,8 @@ def marks(maxima, cases, outcomes, otherwise="it was not run"):
     for test, (most, _) in maxima.items():
         mine = [case for case in cases if case.split("[")[0] == test] or [test]
         nothing = outcomes.get(test.split("::")[0], otherwise)
-        wrong = next(filter(None, (outcomes.get(case, nothing) for case in mine)), "")
+        red = ((case, outcomes.get(case, nothing)) for case in mine)
+        wrong = next((f"{case[len(test):]} {text}".strip() for case, text in red if text), "")
         found[test] = 0 if wrong else most, most, wrong
     return found
 
