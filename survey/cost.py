@@ -23,13 +23,12 @@ from survey.tiny import tiny, with_delta
 
 @claim("A+E", minutes=1)
 def c1_cost_grows_with_size(bench):
-    """As pretrained models grow, adapting one to a task costs ever more: memory and time multiply, and so
-    does storage.
+    """As pretrained models grow, adapting one to a task costs ever more: memory and time multiply, and so does storage.
 
     Origin: undisputed; the survey's motive.
-    Measured: memory of a training step, the stored file and the time of a step of full fine-tuning on
-    three bases of the little world, the steps timed in turns; the slope of each against the number of
-    parameters D, both as logarithms (1: proportional).
+    Measured: memory of a training step, the stored file and the time of a step of full fine-tuning on three bases of
+    the little world, the steps timed in turns; the slope of each against the number of parameters D, both as logarithms
+    (1: proportional).
     Rule: holds if each is larger with every size, and the file in proportion, its slope within 5 % of 1.
     """
     bases = "gpt-xs", "gpt-s", "gpt-m"
@@ -75,12 +74,12 @@ def growing(costs, storage):
 
 @claim("A")
 def c2_ten_billion_do_not_fit(bench):
-    """Training a model of more than ten billion parameters on one consumer card, or any single card, is
-    hardly possible.
+    """Training a model of more than ten billion parameters on one consumer card, or any single card, is hardly
+    possible.
 
     Origin: true for full fine-tuning with Adam; LoRA and quantised weights have softened it since.
-    Measured: bytes by the plain formula: weight + gradient + two moments = 4 + 4 + 4 + 4 a parameter in
-    float32; a delta before fp16 weights: 2 a parameter, and 4 + 4 + 8 a trained one. Before activations.
+    Measured: bytes by the plain formula: weight + gradient + two moments = 4 + 4 + 4 + 4 a parameter in float32; a
+    delta before fp16 weights: 2 a parameter, and 4 + 4 + 8 a trained one. Before activations.
     Rule: holds if full fine-tuning's are more than 80 GB.
     """
     D = 10 * 10**9
@@ -94,8 +93,7 @@ def c2_ten_billion_do_not_fit(bench):
 
 @claim("A")
 def c3_a_copy_per_task(bench):
-    """A full copy of the weights for every task is alarming: GPT-3 needs 350 or 700 GB a task, depending
-    on precision.
+    """A full copy of the weights for every task is alarming: GPT-3 needs 350 or 700 GB a task, depending on precision.
 
     Origin: exact, counting in powers of ten.
     Measured: the closed formula of full fine-tuning's count at GPT-3's shape, times 2 and times 4 bytes.
@@ -110,14 +108,12 @@ def c3_a_copy_per_task(bench):
 
 @claim("E", minutes=10)
 def c4_few_parameters_are_enough(bench):
-    """Training a few parameters and freezing the rest comes close to full fine-tuning, and sometimes
-    reaches it.
+    """Training a few parameters and freezing the rest comes close to full fine-tuning, and sometimes reaches it.
 
-    Origin: Houlsby et al., Hu et al., Ben Zaken et al.; in the survey's own runs slightly below on
-    average.
-    Measured: the delta that dev prefers against full fine-tuning, each with its learning rate tuned on
-    dev, on `rating` (gpt-s) and `cuisine` (gpt-xs): test score in percent of full fine-tuning's, paired by
-    seed; on a real checkpoint, where there is one, LoRA, adapter and BitFit.
+    Origin: Houlsby et al., Hu et al., Ben Zaken et al.; in the survey's own runs slightly below on average.
+    Measured: the delta that dev prefers against full fine-tuning, each with its learning rate tuned on dev, on `rating`
+    (gpt-s) and `cuisine` (gpt-xs): test score in percent of full fine-tuning's, paired by seed; on a real checkpoint,
+    where there is one, LoRA, adapter and BitFit.
     Rule: holds if the interval lies above 95 % on every task.
     Changed: `sentiment` was a third task, with 100.2 ± 0.2 %; the frozen base alone has 99.3 % of it.
     """
@@ -127,13 +123,12 @@ def c4_few_parameters_are_enough(bench):
 
 @claim("D/U")
 def c5_three_families(bench):
-    """The techniques fall into three classes: those that add, those that select, and those that
-    reparameterise.
+    """The techniques fall into three classes: those that add, those that select, and those that reparameterise.
 
     Origin: the survey's own division.
-    Measured: for every technique, a tiny model's delta is moved and merged. It adds if it cannot be merged;
-    it selects if as many of the base's weights have changed as it trains parameters; if more or fewer have,
-    they are made from these parameters: it reparameterises.
+    Measured: for every technique, a tiny model's delta is moved and merged. It adds if it cannot be merged; it selects
+    if as many of the base's weights have changed as it trains parameters; if more or fewer have, they are made from
+    these parameters: it reparameterises.
     Rule: a definition, if that is the family which each technique names as its own.
     Changed: what selects was what trains the base's own tensors; `mask` selects single weights.
     Tests: tests/test_laws.py::test_every_technique_has_a_family_and_learning_rates_of_its_own

@@ -25,12 +25,12 @@ def c37_all_matrices_are_decomposed(bench):
     """LoRA: the change of all parameter matrices is a product of two thin ones, dW = B A.
 
     Origin: Hu et al. 2022.
-    Measured: GPT-3's published count by places; how much of full fine-tuning's own change of a query or value
-    matrix lies in its 4 largest singular values; LoRA on a real checkpoint. What places and rank do is X1 and X2.
-    Rule: wrong in the article if the published 18.8M are query's and value's alone, and all six matrices have more
-    than twice as many.
-    Article: the product is right, "all matrices" is not: the paper adapts attention only, mostly W_q and
-    W_v. As advice, "all matrices" is today's practice (X1).
+    Measured: GPT-3's published count by places; how much of full fine-tuning's own change of a query or value matrix
+    lies in its 4 largest singular values; LoRA on a real checkpoint. What places and rank do is X1 and X2.
+    Rule: wrong in the article if the published 18.8M are query's and value's alone, and all six matrices have more than
+    twice as many.
+    Article: the product is right, "all matrices" is not: the paper adapts attention only, mostly W_q and W_v. As
+    advice, "all matrices" is today's practice (X1).
     Tests: tests/test_lora.py::test_counts_of_the_lora_paper,
     tests/test_lora.py::test_query_and_value_are_wrapped_and_the_key_is_not
     """
@@ -72,8 +72,7 @@ def c38_lora_starts_at_zero(bench):
     """B starts at zero and A normally distributed, so that the update starts at zero.
 
     Origin: Hu et al., section 4.1; the authors' code draws A uniformly with the same spread as Kaiming's.
-    Measured: in a tiny model, how far a new LoRA moves the logits, and both gradients; then with A zero
-    instead.
+    Measured: in a tiny model, how far a new LoRA moves the logits, and both gradients; then with A zero instead.
     Rule: holds if the logits do not move, and B alone has a gradient.
     Tests: tests/test_lora.py::test_the_start_is_zero_times_a_spread,
     tests/test_lora.py::test_at_the_first_step_only_b_has_a_gradient
@@ -97,15 +96,14 @@ def largest(grads):
     return {factor: max(g for key, g in grads.items() if key.endswith(f".{factor}")) for factor in "AB"}
 
 
-@claim("U+E", minutes=2.2)
+@claim("U+E", minutes=2)
 def c39_lora_tends_to_full(bench):
-    """With more parameters training LoRA tends to training the original model, training an adapter to an
-    MLP.
+    """With more parameters training LoRA tends to training the original model, training an adapter to an MLP.
 
     Origin: Hu et al., section 4.1, an argument, and "roughly".
-    Measured: a random dW of rank r = d written as B A (exact); whether a large adapter is a linear map.
-    Then how far the dev curve stays from full fine-tuning's, mean distance in points, learning rates
-    tuned, for LoRA in all places with r = 1, 4, 48 and for adapters with m = 1, 8, 48.
+    Measured: a random dW of rank r = d written as B A (exact); whether a large adapter is a linear map. Then how far
+    the dev curve stays from full fine-tuning's, mean distance in points, learning rates tuned, for LoRA in all places
+    with r = 1, 4, 48 and for adapters with m = 1, 8, 48.
     Rule: holds if dW is exact and LoRA at r = 48 is nearer than at r = 1, the interval of the difference above zero.
     Changed: nearer in every one of three seeds, which happens by chance one time in eight, was to be enough; it was
     open even so, with 3.6 ± 3.1 at r = 1 and 3.0 ± 2.0 at r = 48.
@@ -135,13 +133,13 @@ def distance(records, full):
             for mine, theirs in zip(records, full)]
 
 
-@claim("U+E", minutes=0.2)
+@claim("U+E", minutes=0.3)
 def c40_no_latency(bench):
     """LoRA adds no latency at inference.
 
     Origin: Hu et al., section 4.1, once it is merged.
-    Measured: modules and logits of a merged tiny model in float64, against the base's modules and the
-    unmerged logits; the time of a forward pass of gpt-s merged and unmerged over the base's, in turns.
+    Measured: modules and logits of a merged tiny model in float64, against the base's modules and the unmerged logits;
+    the time of a forward pass of gpt-s merged and unmerged over the base's, in turns.
     Rule: holds if the modules are the same, and merged takes the base's time within 5 %.
     Tests: tests/test_laws.py::test_merged_weights_compute_the_same_in_a_plain_model
     """
@@ -164,13 +162,13 @@ def c40_no_latency(bench):
     return HOLDS if same and abs(found["merged"] - 1) <= 0.05 else FAILS
 
 
-@claim("A+E", minutes=0.1)
+@claim("A+E", minutes=0.5)
 def c41_memory_and_storage(bench):
     """LoRA saves a great deal of memory and storage.
 
     Origin: Hu et al., section 4.2.
-    Measured: weights, gradients and moments at GPT-2 medium in float32, by formula; a training step and
-    the stored file of gpt-s on `rating`, LoRA against full fine-tuning.
+    Measured: weights, gradients and moments at GPT-2 medium in float32, by formula; a training step and the stored file
+    of gpt-s on `rating`, LoRA against full fine-tuning.
     Rule: holds if both are smaller.
     """
     config = size("gpt2-medium")
@@ -191,8 +189,8 @@ def c42_a_quarter_faster(bench):
     """LoRA trains about 25 % faster.
 
     Origin: Hu et al., section 4.2, GPT-3 on V100s: 32.5 tokens a second in full, 43.1 with LoRA.
-    Measured: steps a second of LoRA (r = 8, query and value) over those of full fine-tuning at BERT-base's width,
-    four blocks, in turns, at three batch shapes.
+    Measured: steps a second of LoRA (r = 8, query and value) over those of full fine-tuning at BERT-base's width, four
+    blocks, in turns, at three batch shapes.
     Rule: holds if every shape takes 15 % to 35 % less time, fails if none does; else it depends, and is open.
     Changed: on gpt-s, 96 wide, the average over four shapes was 23 % less time, and it held; on a wider model the
     optimiser's share, which LoRA saves, is another.
@@ -213,8 +211,7 @@ def c43_memory_of_gpt3(bench):
     Measured: four memory models by formula, bytes a parameter for weight + gradient + both moments.
     Rule: holds by counting if one of them gives 1.2 TB; else the figure is quoted and cannot be derived.
     Changed: the verdict was "wrong in the article"; but it repeats the paper correctly.
-    Article: no memory model gives 1.2 TB; 350 GB are the fp16 weights alone. The ratio, about a third, is
-    sound.
+    Article: no memory model gives 1.2 TB; 350 GB are the fp16 weights alone. The ratio, about a third, is sound.
     """
     D, T = base_size(size("gpt3-175b")), methods()["lora"](rank=4).formula(size("gpt3-175b"))
     models = {"fp16 without gradients, 2 + 4": 6, "fp16, 2 + 2 + 4": 8, "mixed, 6 + 2 + 8": 16,

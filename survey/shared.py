@@ -56,7 +56,8 @@ class Bench(Runs):
 
     def about(self, record, name, measure, **settings):
         """`kept` of what is measured on the delta that a run has saved."""
-        return self.kept(name, measure, run=record["settings"], content=record["content"], **settings)
+        run = {key: value for key, value in record["settings"].items() if key != "device"}
+        return self.kept(name, measure, run=run, content=record["content"], **settings)
 
 
 def on_checkpoint(name, where):

@@ -4,7 +4,7 @@
     {"row": 0, "content": {"base": "3f0c...", "train.py": "91ab...", ...}}       a fingerprint, see harness/identity.py
     {"usual": {"method": "lora", "rank": 8, ...}}                                a technique's defaults by then
     {"run": {"method": "lora", "rank": 1}, "row": 0, "score": 83.3, ...}         settings that are not the usual ones
-    {"measured": "weights moved", "of": {"run": {...}}, "row": 3, "moved": [4.1, ...]}
+    {"measured": "one block", "of": {"block": 3, ...}, "row": 3, "score": 94.7}  all settings
 
 Of a run's results (harness/results.py has their names) those are here that a claim reads.
 """
@@ -22,7 +22,15 @@ from survey.shared import Bench, NotRun
 from train import Diverged
 
 RUNS, LEDGER = (Path(__file__).parent / name for name in ("runs.jsonl", "LEDGER.md"))
-UNSAID = "device", "content"  # it does not matter where a run was made, and digests stand in its row
+
+
+def key(settings, **more):
+    """What a record is found by, without where it was made, and without digests, which its row has."""
+    return more | {name: value for name, value in settings.items() if name not in ("device", "content")}
+
+
+def address(key):
+    return json.dumps(key, sort_keys=True)
 
 
 class Recorder(Bench):
@@ -36,15 +44,15 @@ class Recorder(Bench):
         try:
             record = super().one(settings, choice)
         except Diverged as error:
-            self.collect({"run": settings.plain}, {"diverged": str(error), "content": settings.key["content"]})
+            self.collect(key(settings.plain), {"diverged": str(error), "content": settings.key["content"]})
             raise
-        return self.collect({"run": settings.plain}, record)
+        return self.collect(key(settings.plain), record)
 
     def kept(self, name, measure, **settings):
-        return self.collect({"measured": name, "of": settings}, super().kept(name, measure, **settings))
+        return self.collect(key(settings, measured=name), super().kept(name, measure, **settings))
 
-    def collect(self, key, record):
-        self.lines[address(key)] = key, record
+    def collect(self, found_by, record):
+        self.lines[address(found_by)] = found_by, record
         return record
 
 
@@ -56,21 +64,20 @@ class Shipped(Bench):
         self.lines, self.found = lines, {}
 
     def one(self, settings, choice):
-        record = self.look_up({"run": settings.plain}, f"{settings.delta.name} on {Path(settings.base).name}, "
-                                                       f"{settings.task}, seed {settings.seed}")
+        record = self.look_up(key(settings.plain), f"{settings.delta.name} on {Path(settings.base).name}, "
+                                                   f"{settings.task}, seed {settings.seed}")
         if "diverged" in record:
             raise Diverged(record["diverged"])
         return record
 
     def kept(self, name, measure, **settings):
-        return self.look_up({"measured": name, "of": settings}, name)
+        return self.look_up(key(settings, measured=name), name)
 
-    def look_up(self, key, what):
-        if (place := address(key)) not in self.lines:
+    def look_up(self, found_by, what):
+        if (place := address(found_by)) not in self.lines:
             raise NotRun(what)
-        key, record = self.lines[place]
-        run = key.get("run", {})
-        return self.found.setdefault(place, Noted({**run, **record, "settings": run}))
+        found_by, record = self.lines[place]
+        return self.found.setdefault(place, Noted({**found_by, **record, "settings": found_by}))
 
 
 class Noted(dict):
@@ -85,25 +92,6 @@ class Noted(dict):
         return super().__getitem__(name)
 
 
-def said(key, usual):
-    """A key without what is left unsaid, and without settings that are the `usual` {method: defaults}."""
-    if not isinstance(key, dict):
-        return key
-    same = usual.get(key.get("method"), {})
-    return {name: said(one, usual) for name, one in key.items()
-            if name not in UNSAID and (name == "method" or name not in same or same[name] != one)}
-
-
-def whole(key, usual):
-    """The key that `said` has shortened."""
-    return usual.get(key.get("method"), {}) | {name: whole(one, usual) for name, one in key.items()} if isinstance(
-        key, dict) else key
-
-
-def address(key):
-    return json.dumps(said(key, {}), sort_keys=True)
-
-
 def load(path):
     """(lines, {"seeds", "real"}) of a file, empty if there is none. Refused for an odd line, with its number."""
     header, rows, usual, lines = {}, {}, {}, {}
@@ -114,17 +102,22 @@ def load(path):
         match line:
             case {"seeds": int(), "real": _}:
                 header = line
+                continue
             case {"usual": {"method": str(name)}}:
                 usual[name] = line["usual"]
+                continue
             case {"row": int(row), "content": dict(content)}:
                 rows[row] = content
-            case {"run": {"method": str()}, "row": row} | {"measured": str(), "of": dict(), "row": row} if row in rows:
-                key = whole({name: line.pop(name) for name in ("run", "measured", "of") if name in line}, usual)
-                if address(key) in lines:
-                    raise Refused(f"{place}: this stands there twice")
-                lines[address(key)] = key, line | {"content": rows[row]}
+                continue
+            case {"run": {"method": name}, "row": row} if name in usual and row in rows:
+                found_by = usual[name] | line.pop("run")
+            case {"measured": str(name), "of": dict(), "row": row} if row in rows:
+                found_by = {"measured": line.pop("measured")} | line.pop("of")
             case _:
                 raise Refused(f"{place}: not a line of such a file: {files.shown(text)}")
+        if address(found_by) in lines:
+            raise Refused(f"{place}: this stands there twice")
+        lines[address(found_by)] = found_by, line | {"content": rows[line.pop("row")]}
     return lines, header
 
 
@@ -138,13 +131,18 @@ def write(bench, page):
 
 def text(bench):
     """The file of what was read from `bench`: numbers with four decimal places, scores of curves with one."""
-    rows, usual, body = [], {name: said(settings_of(name).plain, {}) for name in methods()}, []
+    rows, usual, body = [], {name: key(settings_of(name).plain) for name in methods()}, []
     for place, record in bench.found.items():
-        key, content = bench.lines[place][0], record["content"]
+        found_by, content = bench.lines[place][0], record["content"]
         rows += [content] if content not in rows else []
-        body.append(said(key, usual) | {"row": rows.index(content)} | {
+        if "measured" in found_by:
+            line = {"measured": found_by["measured"], "of": {k: v for k, v in found_by.items() if k != "measured"}}
+        else:
+            same = usual[found_by["method"]]
+            line = {"run": {k: v for k, v in found_by.items() if k == "method" or k not in same or same[k] != v}}
+        body.append(line | {"row": rows.index(content)} | {
             name: json.loads(json.dumps(record[name]), parse_float=lambda text: round(float(text), digits))
-            for name in sorted(record.read - {"settings", "content", *key.get("run", {})})
+            for name in sorted(record.read - {"settings", "content", *found_by})
             for digits in [1 if name == "curve" else 4]})
     head = [{"seeds": len(bench.seeds), "real": bench.real}, *({"usual": one} for one in usual.values()),
             *({"row": number, "content": content} for number, content in enumerate(rows))]
@@ -157,6 +155,6 @@ def of_other_code(lines):
         if name == "base":
             return identity.together(identity.base_files(base))
         return identity.of_code(identity.ROOT / name) if (identity.ROOT / name).is_file() else None
-    return sum(any(digest != now(name, base) for name, digest in record["content"].items()
-                   if name.endswith(".py") or name == "base" and base in SHAPES)
-               for key, record in lines.values() for base in [key.get("run", {}).get("base")])
+    return sum(any(digest != now(name, found_by.get("base")) for name, digest in record["content"].items()
+                   if name.endswith(".py") or name == "base" and found_by.get("base") in SHAPES)
+               for found_by, record in lines.values())

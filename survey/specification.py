@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from data.bases import SHAPES
 from deltas import methods
 from harness.settings import settings_of
-from lab.runs import mean, trained
+from lab.runs import mean, scores, trained
 from lab.sizes import size
 from methods.full import base_size
 from methods.last_layer import LastLayer
@@ -14,13 +14,13 @@ from survey.shared import TASKS, each, fields, on_real, score
 from survey.tiny import gradients, tiny, with_delta
 
 
-@claim("D/E", minutes=6)
+@claim("D/E", minutes=9)
 def c23_train_a_part(bench):
     """One can freeze a part of the weights and train the rest; which part to train may itself be learned.
 
     Origin: background; here by FISH mask (Sung et al. 2021).
-    Measured: k single weights, k the number of all biases, chosen by the gradient's square (Fisher), by magnitude,
-    at random, on the tasks of C4, learning rates tuned; beside them BitFit, and LoRA of nearest size (r = 3).
+    Measured: k single weights, k the number of all biases, chosen by the gradient's square (Fisher), by magnitude, at
+    random, on the tasks of C4, learning rates tuned; beside them BitFit, and LoRA of nearest size (r = 3).
     Rule: holds if choosing by Fisher is better than at random on both tasks, the interval above zero.
     Changed: a definition, with the counts of the last block and of the biases; there was no code for it.
     """
@@ -28,7 +28,8 @@ def c23_train_a_part(bench):
     for task, base in TASKS.items():
         k = methods()["bitfit"]().formula(SHAPES[base])
         where = {"task": task, "base": base}
-        found = {by: bench.tuned("mask", k=k, by=by, **where) for by in ("fisher", "random", "magnitude")}
+        found = {by: bench.tuned("mask", (1e-2, 3e-2, 1e-1, 3e-1), k=k, by=by, **where)  # random takes the highest
+                 for by in ("fisher", "random", "magnitude")}
         others = {"BitFit": bench.tuned("bitfit", **where), "LoRA": bench.tuned("lora", rank=3, alpha=6.0, **where)}
         apart = minus(found["fisher"], found["random"])
         bench.note(f"{task}, k = {k:,} of {base_size(SHAPES[base]):,}: {each(found | others, score)}; Fisher minus "
@@ -42,13 +43,13 @@ def c24_low_layers_are_general(bench):
     """Layers near the input hold what is general, layers near the output what is particular to a task.
 
     Origin: Houlsby et al. support it: on MNLI the adapters of the lowest five of twelve layers could go.
-    Measured: one block alone is trained on `rating` with gpt-s (four blocks), at last_layer's learning rate: the
-    upper two blocks' scores minus the lower two's.
+    Measured: one block alone is trained on `rating` with gpt-s (four blocks), learning rates tuned: the upper two
+    blocks' scores minus the lower two's.
     Rule: holds if the interval lies above zero.
-    Changed: adapters were trained in all blocks and those of one taken out again: upper minus lower 5.4 ± 22.6
-    points lost, open.
+    Changed: adapters were trained in all blocks and those of one taken out again: upper minus lower 5.4 ± 22.6 points
+    lost, open.
     """
-    alone = {f"block {block}": [block_alone(bench, block, seed) for seed in bench.seeds] for block in (1, 2, 3, 4)}
+    alone = {f"block {block}": scores(block_alone(bench, block)) for block in (1, 2, 3, 4)}
     apart = [mean(blocks[2:]) - mean(blocks[:2]) for blocks in zip(*alone.values())]
     bench.note(f"Trained alone: {each(alone, pm)}. Upper minus lower: {pm(apart)} points.")
     return above(apart, 0)
@@ -63,20 +64,23 @@ class Block(LastLayer):
         return model
 
 
-def block_alone(bench, k, seed):
-    """The test score where one block is trained on `rating`."""
-    settings = settings_of("last_layer", task="rating", seed=seed)
-    return bench.kept("one block", lambda: trained(settings, Block(k)), block=k, **settings.key)["score"]
+def block_alone(bench, k):
+    """The records where one block is trained on `rating`, at the rate that the first seed's dev prefers."""
+    def at(lr, seed):
+        settings = settings_of("last_layer", task="rating", seed=seed, lr=lr)
+        return bench.kept("one block", lambda: trained(settings, Block(k)), block=k, **settings.key)
+    best = max(LastLayer.rates, key=lambda lr: at(lr, bench.seeds[0])["dev_score"])
+    return [at(best, seed) for seed in bench.seeds]
 
 
-@claim("E+A", minutes=2)
+@claim("E+A", minutes=4)
 def c25_tune_the_last_layers(bench):
     """So tune only the last layer, or the last few.
 
-    Origin: Lee, Tang & Lin 2019: the last quarter of the layers gives 90 % of the quality. On MNLI,
-    Houlsby et al. reach 92 % with the top layer alone.
-    Measured: on `rating` with gpt-s, the last block of four (that quarter) and the last two, in percent
-    of full fine-tuning's score, learning rates tuned. A control: the third block alone (C24).
+    Origin: Lee, Tang & Lin 2019: the last quarter of the layers gives 90 % of the quality. On MNLI, Houlsby et al.
+    reach 92 % with the top layer alone.
+    Measured: on `rating` with gpt-s, the last block of four (that quarter) and the last two, in percent of full
+    fine-tuning's score, learning rates tuned. A control: the third block alone (C24).
     Rule: holds if the interval of one block lies above 90 %; the control is printed and not judged.
     Changed: without the control it held, with 97.2 ± 6.9 %.
     Tests: tests/test_last_layer.py::test_below_the_trained_block_no_graph_is_recorded
@@ -86,24 +90,21 @@ def c25_tune_the_last_layers(bench):
     tops = {k: share(bench.tuned("last_layer", k=k), full) for k in (1, 2)}
     for k, found in tops.items():
         bench.note(f"k = {k}: {pm(found)} % of full; (2n + 4n x {k}/4) / 6n = {(2 + k) / 6:.2f} of its work.")
-    third = [{"score": block_alone(bench, 3, seed)} for seed in bench.seeds]
-    bench.note(f"The third block alone: {pm(share(third, full))} %, so it need not be the last.")
+    bench.note(f"The third block alone: {pm(share(block_alone(bench, 3), full))} %.")
     return above(tops[1], 90)
 
 
-@claim("E+A+U", minutes=4.5)
+@claim("E+A+U", minutes=2.5)
 def c26_biases_keep_95_percent(bench):
     """Training only the bias vectors keeps 95 % of the performance.
 
-    Origin: the survey's summary of BitFit; Ben Zaken et al. report parity on small data and a loss on
-    large.
-    Measured: counts at BERT's size; the key bias's gradient in a tiny model (it is dead); BitFit in
-    percent of full fine-tuning on the tasks of C4, learning rates tuned, and on a real checkpoint.
+    Origin: the survey's summary of BitFit; Ben Zaken et al. report parity on small data and a loss on large.
+    Measured: counts at BERT's size; the key bias's gradient in a tiny model (it is dead); BitFit in percent of full
+    fine-tuning on the tasks of C4, learning rates tuned, and on a real checkpoint.
     Rule: holds if the interval of the average over tasks lies above 95 %, and the real checkpoint's too.
     Changed: `sentiment` was a third task, with 99.3 ± 0.4 % (average 98.4 ± 0.3 %): it measures no adaptation (C4).
     Article: "95 %" is the survey's wording, not a result of the paper.
-    Tests: tests/test_bitfit.py::test_counts_of_the_bitfit_paper,
-    tests/test_bitfit.py::test_the_keys_bias_is_dead
+    Tests: tests/test_bitfit.py::test_counts_of_the_bitfit_paper, tests/test_bitfit.py::test_the_keys_bias_is_dead
     """
     for name in ("bert-base-cased", "bert-large-cased"):
         config, number = size(name), methods()["bitfit"]().formula(size(name))
