@@ -181,20 +181,20 @@ def test_all_of_it_together_in_a_slow_loop(config):
 
 def test_the_rows_are_what_the_mlp_of_the_paper_makes():
     """One matrix (2 L d, h) for all layers is the layers' (2 d, h) on top of each other."""
-    model = stirred(GPT, Prefix(length=4, mlp=True, width=7, hidden=5))
+    model = stirred(GPT, Prefix(length=4, mlp=True, hidden=5))
     first, second = (block.attention.prefix for block in model.blocks)
     trunk = first.trunk
     assert trunk is second.trunk, "one trunk for all layers"
-    assert (trunk.words.shape, trunk.dense.weight.shape) == ((4, 7), (5, 7)), "P' (P, k) and W' (h, k)"
+    assert (trunk.words.shape, trunk.dense.weight.shape) == ((4, 12), (5, 12)), "P' (P, d) and W' (h, d)"
     W, b = torch.cat([first.out.weight, second.out.weight]), torch.cat([first.out.bias, second.out.bias])
     expected = torch.tanh(trunk.words @ trunk.dense.weight.T + trunk.dense.bias) @ W.T + b
     same(torch.cat([first.rows(), second.rows()], dim=1), expected, "W_l tanh(W' P' + b') + b_l")
 
 
 def test_the_mlp_is_dropped_at_the_end_and_the_logits_stay():
-    delta = Prefix(length=4, mlp=True, width=7, hidden=5)
+    delta = Prefix(length=4, mlp=True, hidden=5)
     model = stirred(GPT, delta)
-    assert count(model).delta == delta.training_formula(GPT) == 4 * 7 + 7 * 5 + 5 + 5 * 48 + 48, "the MLP trains"
+    assert count(model).delta == delta.training_formula(GPT) == 4 * 12 + 12 * 5 + 5 + 5 * 48 + 48, "the MLP trains"
     before = model(IDS)
     delta.finish(model)
     assert torch.equal(model(IDS), before), "the rows are those that the MLP made"
@@ -293,7 +293,7 @@ def test_a_prefix_cannot_be_merged():
 
 def test_settings_that_make_no_sense_are_refused():
     for settings, message in (({"length": 0}, "length=0"), ({"init": "zero"}, "init='zero'"),
-                              ({"width": -1}, "width=-1"), ({"hidden": 0}, "hidden=0")):
+                              ({"hidden": 0}, "hidden=0")):
         with pytest.raises(ValueError, match=message):
             Prefix(**settings)
 
