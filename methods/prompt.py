@@ -45,7 +45,7 @@ class Prompt(Delta):
     lr_real: ClassVar[float] = 0.03  # real embeddings are smaller, and so are the steps to take
     rates: ClassVar[tuple] = 3e-2, 1e-1, 3e-1
     paper: ClassVar[dict] = {"length": 100}
-    length: int = setting(20, "P, how many soft words (8 are too few for cuisine, 20 unsteady on rating; the paper's: 100)",
+    length: int = setting(20, "P, how many soft words; 8 are too few for cuisine, 20 unsteady on rating [paper: 100]",
                           least=1)
     init: str = setting("vocab", "start from any words (vocab), from the label words (labels), or random",
                         among=("vocab", "labels", "random"))
