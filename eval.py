@@ -7,7 +7,7 @@
     python eval.py prompts                                prompting without training: written by hand, then searched
     python eval.py lowdata                                prefix against full fine-tuning with 20 to 500 examples
     python eval.py costs                                  parameters, memory, FLOPs and storage, up to GPT-3 175B
-    python eval.py claims                                 the survey's 44 claims and four of today's, each with its number
+    python eval.py claims                                 the survey's 44 claims and four more, each with its number
 
 Each has a --help of its own and a room of its own in lab/, the claims in survey/.
 """

@@ -11,6 +11,8 @@ Count: P d.
 It cannot start as the base model: from the first step on, the text looks at P words that were not there.
 In a causal model these words never see the text, so all that reaches it is their keys and values in every
 layer: a prompt is a prefix (prefix.py) whose rows are not free but computed from P d parameters.
+No length serves every task: on gpt-xs / cuisine 20 words reach 85 where 8 reach 72, on gpt-s / rating 8 are at 64 and
+20 between 42 and 65, whatever the rate (0.03 to 0.3).
 Left out: the paper gives soft tokens the first positions, here they have none and the text keeps its own;
 it draws words from the 5,000 most frequent, here from all that stand in texts; it averages a label of several
 tokens.
@@ -45,8 +47,7 @@ class Prompt(Delta):
     lr_real: ClassVar[float] = 0.03  # real embeddings are smaller, and so are the steps to take
     rates: ClassVar[tuple] = 3e-2, 1e-1, 3e-1
     paper: ClassVar[dict] = {"length": 100}
-    length: int = setting(20, "P, how many soft words; 8 are too few for cuisine, 20 unsteady on rating [paper: 100]",
-                          least=1)
+    length: int = setting(20, "P, how many soft words; 8 are too few for cuisine; the paper: 100", least=1)
     init: str = setting("vocab", "start from any words (vocab), from the label words (labels), or random",
                         among=("vocab", "labels", "random"))
     words: str = setting("", "the label words' token ids, with commas between, for init=labels",

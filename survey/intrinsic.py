@@ -186,7 +186,7 @@ def c34_all_are_low(bench):
 
     Origin: Aghajanyan et al., table 1: 207 to 9,295 for models of 110 to 355 million parameters.
     Measured: the d90 of C30 in percent of D, and of D without the rows of the embedding that no text ever reads.
-    Rule: holds if it is 1 % or less of either, for both tasks and every seed; fails if it is more for every one.
+    Rule: holds if it is 1 % or less of both, for both tasks and every seed; fails if it is more for every one.
     Changed: with the four tasks and the bracket of C30's change it held, by 4 to 256 of 110,400.
     """
     D = base_size(SHAPES[SMALL])

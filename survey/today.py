@@ -23,7 +23,7 @@ def x1_lora_on_all_matrices(bench):
     all matrices with r = 8, the learning rate with the best mean dev score over full fine-tuning's, each from four that
     are three times apart.
     Rule: holds if on both bases all minus query and value has its interval above zero and the rate is 3 to 33 times
-    full fine-tuning's, a step of the grid around ten; fails if one of it is refuted.
+    full fine-tuning's, a step of the grid around ten; fails if one of these is refuted.
     Changed: on gpt-xs alone, as a part of C37, at the default rate: all 87.4 ± 1.7, query and value 83.3 ± 2.5.
     """
     verdicts, few = [], {"query,value": 4, ALL: 1}
