@@ -12,7 +12,7 @@ It cannot start as the base model: from the first step on, the text looks at P w
 In a causal model these words never see the text, so all that reaches it is their keys and values in every
 layer: a prompt is a prefix (prefix.py) whose rows are not free but computed from P d parameters.
 No length serves every task: on gpt-xs / cuisine 20 words reach 85 where 8 reach 72, on gpt-s / rating 8 are at 64 and
-20 between 42 and 65, whatever the rate (0.03 to 0.3).
+20 between 42 and 65 (rate 0.03; on cuisine the rates from 0.03 to 0.3 are alike).
 Left out: the paper gives soft tokens the first positions, here they have none and the text keeps its own;
 it draws words from the 5,000 most frequent, here from all that stand in texts; it averages a label of several
 tokens.
