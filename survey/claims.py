@@ -18,7 +18,7 @@ from lab.runs import check
 from model import Refused
 from survey import adapters, cost, intrinsic, lora, shipped, soft, specification, today  # noqa: F401  (they enter claims)
 from survey.ledger import CLAIMS, UNRUN, VERDICTS, Entry, in_order, markdown, plain
-from survey.shared import MISSING, TECHNIQUES, on_checkpoint
+from survey.shared import MISSING, REAL, on_checkpoint
 
 
 def entry(claim, bench):
@@ -60,8 +60,7 @@ def again(args, names, lines, header):
     checks.writable(args.out, 0)
     bench = shipped.Recorder(args.out, seeds, folders)
     if folders:
-        check(bench, [one for name in ("full", *TECHNIQUES)
-                      for one in bench.plan(name, (0,), **on_checkpoint(name, folders))])
+        check(bench, [one for name in (*REAL, "full") for one in bench.plan(name, (0,), **on_checkpoint(name, folders))])
     for name in names:
         found, before = (entry(CLAIMS[name], one) for one in (bench, shipped.Shipped(lines, **header)))
         print(plain(found, before) + "\n")

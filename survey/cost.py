@@ -17,7 +17,7 @@ from lab.timing import side_by_side
 from methods.full import base_size
 from model import Refused
 from survey.ledger import COUNTS, DEFINES, FAILS, HOLDS, OPEN, claim, together
-from survey.shared import TECHNIQUES, closeness, fields, on_real, step_of
+from survey.shared import REAL, TECHNIQUES, closeness, fields, on_real, step_of
 from survey.tiny import tiny, with_delta
 
 
@@ -118,7 +118,7 @@ def c4_few_parameters_are_enough(bench):
     Changed: `sentiment` was a third task, with 100.2 ± 0.2 %; the frozen base alone has 99.3 % of it.
     """
     verdicts = [closeness(bench, task, found) for task, found in fields(bench, *TECHNIQUES, "full").items()]
-    return together(*verdicts, *on_real(bench, "C4", "lora", "adapter", "bitfit"))
+    return together(*verdicts, *on_real(bench, "C4", *REAL))
 
 
 @claim("D/U")

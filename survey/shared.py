@@ -15,6 +15,7 @@ from train import Diverged
 SMALL = "gpt-xs"  # for sweeps: 300 steps in four seconds of a core
 # {task: base}. Left out is what measures no adaptation: the frozen base has 99 % of `sentiment`, nobody learns `claim`.
 TASKS = {"rating": "gpt-s", "cuisine": SMALL}
+REAL = "lora", "adapter", "bitfit"           # these on a real checkpoint
 TECHNIQUES = [name for name in methods() if name not in ("full", "intrinsic")]
 WIDE = Config(1024, 128, 768, 4, 12, 3072)  # for timings: BERT-base's width, four of its twelve blocks
 BATCHES = (4, 16), (4, 64), (16, 64)        # texts, tokens in each
