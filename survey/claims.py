@@ -60,7 +60,8 @@ def again(args, names, lines, header):
     checks.writable(args.out, 0)
     bench = shipped.Recorder(args.out, seeds, folders)
     if folders:
-        check(bench, [one for name in (*REAL, "full") for one in bench.plan(name, (0,), **on_checkpoint(name, folders))])
+        check(bench, [one for name in (*REAL, "full")
+                      for one in bench.plan(name, (0,), **on_checkpoint(name, folders))])
     for name in names:
         found, before = (entry(CLAIMS[name], one) for one in (bench, shipped.Shipped(lines, **header)))
         print(plain(found, before) + "\n")
