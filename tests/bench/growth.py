@@ -92,7 +92,7 @@ def measured(name, rounds):
     for method in METHODS:
         settings = Settings(methods()[method](), batch_size=TEXTS)
         plain.to(settings.device)
-        model = attach(settings.delta, twin(plain))
+        model = attach(settings.delta.for_task(task), twin(plain))
         memory = checks.memory_of_a_step(model, task, 0, settings)
         found[method] = {"mb": memory["peak"], "held": memory["peak"] - memory["activations"],
                          "flops": settings.delta.flops(plain.config, TOKENS)[1]}
