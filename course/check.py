@@ -32,7 +32,7 @@ def check(tags, jobs):
     for tag in tags:
         worth, mine = [n for n, t in maxima.values() if t == tag], [bug for bug in bugs if bug["tag"] == tag]
         missed = sum(line.startswith(f"bug of {tag}: ") for line in wrong)
-        silent = sum(bug.get("silent", False) for bug in mine)
+        silent = sum(bug["silent"] for bug in mine)
         print(f"{tag:11} {sum(worth):6} {len(worth):6} {len(mine):6} {silent:6} {missed:6}")
     print(f"{'all is well' if not wrong else f'{len(wrong)} lines of what is wrong'}; {time.time() - begin:.0f} s")
     return int(bool(wrong))

@@ -6,8 +6,8 @@ is 0 of n with the reason. What is the grader's own fault (no torch, a full disk
 is written, and an older one stays.
 
 The child has limits on time, memory, processes and the size of files; all that it has started is killed before the
-parent writes. When the parent is root, as on Gradescope, the child is a user of its own, who may write to one folder
-that is thrown away. Only files of the tasks are taken from a submission: no conftest.py, no test, no pytest of its own.
+parent writes. When the parent is root, as on Gradescope, the child is a user of its own, who may write where all may,
+and to one folder that is thrown away. Only files of the tasks are taken from a submission: no conftest.py, no test.
 
 What remains possible, since tests and tested code share a process:
 
@@ -79,7 +79,7 @@ def grade(submission, tags, results):
     if outcomes.get("test_canary.py::test_canary") == "":
         outcomes, ended = {}, "a test that must fail was said to be green: pytest is not what it was"
     found = marks(maxima, cases, outcomes, ended)
-    if any(wrong == ended for _, _, wrong in found.values()):
+    if any(ended in wrong for _, _, wrong in found.values()):
         notes += [ended, log]
     tests = [{"name": sentence(test), "number": str(i), "score": points, "max_score": most, "output": wrong,
               "status": "failed" if wrong else "passed", "tags": [maxima[test][1]]}

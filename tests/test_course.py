@@ -298,6 +298,7 @@ def test_broken_copies_are_many_fit_the_code_and_are_spread_over_the_tags():
         assert handout.broken(bug), "the text that it breaks is there once"
     number = {tag: sum(bug["tag"] == tag for bug in bugs) for tag in NEEDS}
     assert sum(number.values()) == len(bugs) >= 120 and min(number.values()) >= 6, number
+    assert sum(bug["silent"] for bug in bugs) >= len(bugs) / 2, "half of them do not stop the loss from falling"
 
 
 def test_a_bug_that_no_longer_fits_is_an_error(stub):
