@@ -106,6 +106,7 @@ def test_the_fast_form_is_the_plain_one_and_the_plain_one_is_the_matrix_of_the_d
     for d, D in ((5, 37), (8, 64), (1, 6), (13, 13), (40, 3001)):
         n = 2 ** math.ceil(math.log2(D if form == "padded" else d))
         B, Pi, G = next(draw(math.ceil(D / n), n, seed=3))
+        assert set(B.flatten().tolist()) <= {-1, 1}, "signs: ±1"
         z, g = torch.randn(d, dtype=torch.float64), torch.randn(D, dtype=torch.float64)
         value, gradient = value_and_gradient(plain, z, g, D, B, Pi, G)
         if n <= 64:  # [P_1; P_2; ...], each diag(G) times H on the left and on the right, its rows permuted
@@ -128,7 +129,6 @@ def test_why_each_constant_is_in_the_norm():
     n, blocks, i = 16, 3, 5
     B, Pi, G = next(draw(blocks, n, seed=1))
     H, e, G = by_hand(n), torch.eye(n, dtype=torch.float64)[i], G.double()
-    assert set(B.flatten().tolist()) == {-1, 1}, "signs: ±1"
     first = H @ (B[0] * e)
     assert first.abs().tolist() == [1.0] * n, "a column of H B: every entry ±1"
     second = G[0] * first[Pi[0]]
