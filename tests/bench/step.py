@@ -9,7 +9,7 @@ in turns; first they take each batch once untimed, and their first losses must a
 its two ways to attention, SDPA and eager, the faster counts (the smaller with --memory). LoRA is PEFT's, r = 8,
 alpha = 16, on query and value (GPT-2: c_attn, one matrix). In bfloat16 both compute under autocast, with what is
 trained and the norms in float32; theirs is loaded in bfloat16, unless all of it is trained: that is no slower than
-from float32 weights, and smaller.
+from float32 weights, and smaller. Both have train.py's environment (harness/boundary.py), which helps theirs as well.
 
 The floor is the time that the matrix products of a step need at the peak, a product of 1024 x 1024 matrices that is
 timed in the same turns; `share` is floor / time. Counted are the whole model's: forward, the gradients of inputs,
