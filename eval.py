@@ -5,7 +5,7 @@
     python eval.py d90                                    the smallest subspace that reaches 90 % of full fine-tuning
     python eval.py rates                                  is each default learning rate a good one elsewhere too?
     python eval.py prompts                                prompting without training: written by hand, then searched
-    python eval.py lowdata                                prefix against full fine-tuning with 20 to 500 examples
+    python eval.py lowdata                                score against the number of training examples
     python eval.py costs                                  parameters, memory, FLOPs and storage, up to GPT-3 175B
     python eval.py claims                                 the survey's 44 claims and four more, each with its number
 

@@ -338,7 +338,7 @@ def c21_prefixes_win_with_few_examples(bench):
 
 def few(bench, n, **choice):
     """The records of prefix and of full, as `eval.py lowdata --base gpt-xs --steps 200` has them."""
-    return lowdata.table(bench, sizes=(n,), base=SMALL, steps=200, **choice).values()
+    return lowdata.table(bench, sizes=(n,), **{"task": "describe", "base": SMALL, "steps": 200} | choice).values()
 
 
 @claim("E", minutes=5)
