@@ -9,6 +9,7 @@
     the techniques    with their own default settings; --sweep tries other values
     full              full fine-tuning
 
+"forgets" is what the delta of the first seed adds to the pretraining loss, in nats a word.
 Finished runs are read from results.jsonl. An interruption loses the run under way and nothing else.
 """
 
@@ -24,15 +25,17 @@ import torch
 
 import train
 from data import files, tasks
+from data.bases import SHAPES
 from deltas import attach, merge, methods
 from harness.settings import Parser, Settings, add_options, chosen, distinct, positive, settings_from, value
 from lab import linear_probe, pictures
+from lab.forgotten import forgotten
 from lab.runs import Runs, check, dev, mean, scores, sd, steps_to
 from lab.timing import side_by_side
 from model import Refused
 
 COLUMNS = ("technique", "family", "trained", "%", "stored B", "score", "± sd", "of full", "ms/step", "MB",
-           "to 90 %", "latency", "merged")
+           "to 90 %", "latency", "merged", "forgets")
 PICTURES = "score-parameters.png", "score-steps.png"
 
 
@@ -54,10 +57,10 @@ def table(runs, names, sweep, **choice):
             label = " ".join([name, *(f"{field}={value}" for field, value in values.items())])
             try:
                 records = runs.trial(name, **choice | values)
-                rows.append(row(label, records, full, latency(runs, records[0])))
+                rows.append(row(label, records, full, latency(runs, records[0]), forgets(runs, records[0])))
             except train.Diverged:
                 rows.append({"technique": label, "family": methods()[name].family, "score": "diverged"})
-    return rows + [row("full fine-tuning", full, full)]
+    return rows + [row("full fine-tuning", full, full, lost=forgets(runs, full[0]))]
 
 
 def plan(runs, names, sweep, **choice):
@@ -75,7 +78,7 @@ def share(score, goal):
     return 100 * score / goal if goal else None
 
 
-def row(name, records, full, cost=None):
+def row(name, records, full, cost=None, lost=None):
     """One line of the table from the records of its seeds."""
     first, goal = records[0], mean(scores(full))
     return {
@@ -84,7 +87,7 @@ def row(name, records, full, cost=None):
         "stored B": first["stored_bytes"], "score": mean(scores(records)), "± sd": sd(scores(records)),
         "of full": share(mean(scores(records)), goal), "ms/step": mean([r["ms_per_step"] for r in records]),
         "MB": first["peak_mb"], "machine": first["machine"], "to 90 %": steps_to(records, 0.9 * dev(full)),
-        "latency": cost and cost["ratio"], "merged": cost and cost["merged_ratio"],
+        "latency": cost and cost["ratio"], "merged": cost and cost["merged_ratio"], "forgets": lost,
         "command": command(first), "curve": mean_curve(records),
     }
 
@@ -137,10 +140,16 @@ def latency(runs, record, rounds=20):
     return runs.kept("latency", measure, **{name: one for name, one in settings.key.items() if name != "seed"})
 
 
+def forgets(runs, record):
+    """What a run's delta adds to the pretraining loss; None where no words are predicted, or the file is gone."""
+    known = record["base"] in SHAPES and not record["head_params"] and (runs.out / record["file"]).is_file()
+    return forgotten(runs, record) if known else None
+
+
 # ---- table, file, pictures ----
 
 def show(rows):
-    widths = (24, 17, 10, 7, 11, 7, 6, 8, 8, 7, 8, 8, 7)
+    widths = (24, 17, 10, 7, 11, 7, 6, 8, 8, 7, 8, 8, 7, 8)
     print("".join(f"{name:<{w}}" if i < 2 else f"{name:>{w}}" for i, (name, w) in enumerate(zip(COLUMNS, widths))))
     for one in rows:
         cells = [shown(name, one.get(name)) for name in COLUMNS]

@@ -25,10 +25,11 @@ def probe(runs, seed=0, average=False, **choice):
     return runs.kept("linear probe", lambda: fitted(settings, average), average=average, **key)
 
 
-def fitted(settings, average=False):
-    """{score, dev_score, delta_params} of the regression whose penalty is best on dev."""
+def fitted(settings, average=False, depth=None):
+    """{score, dev_score, delta_params} of the regression whose penalty is best on dev, on top of `depth` blocks."""
     torch.manual_seed(settings.seed)
     model, tokenizer, task = train.prepare(settings)
+    model.blocks = model.blocks[:depth]
     (train_x, train_y), dev, test = (states(model, task, examples, tokenizer.pad, average)
                                      for examples in (task.train, task.dev, task.reported))
     centre, scale = train_x.mean(0), train_x.std(0, correction=min(1, len(train_x) - 1)) + 1e-6

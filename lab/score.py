@@ -94,6 +94,14 @@ def bleu(examples, predicted):
     return f"BLEU {sacrebleu.corpus_bleu(list(map(tasks.spaced, predicted)), references).score:.1f}"
 
 
+def bootstrap(task, examples, predicted, draws=2000):
+    """(low, high): the middle 95 % of scores when as many examples are drawn from these, with replacement."""
+    each = torch.tensor([tasks.score(task, [e], [p]) for e, p in zip(examples, predicted)])
+    generator = torch.Generator().manual_seed(0)
+    found = [each[torch.randint(len(each), each.shape, generator=generator)].mean() for _ in range(draws)]
+    return torch.stack(found).quantile(torch.tensor([0.025, 0.975])).tolist()
+
+
 def show(examples, predicted, number):
     for example, answer in list(zip(examples, predicted))[:number]:
         mark, lines = "=" if answer in example.answers else "x", (example.text, example.answers[0], answer)
@@ -133,4 +141,6 @@ def main(argv):
     print(f"score      {tasks.score(task, examples, predicted):.2f} % {task.metric} on {len(examples)} of {split}")
     if not task.labels:
         print(f"           {bleu(examples, predicted)}")
+    low, high = bootstrap(task, examples, predicted)
+    print(f"           {low:.1f} to {high:.1f} in 95 % of draws of as many examples from these (bootstrap)")
     show(examples, predicted, args.show)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from data.bases import SHAPES
 from deltas import methods
 from harness.settings import settings_of
+from lab import linear_probe
 from lab.runs import mean, scores, trained
 from lab.sizes import size
 from methods.full import base_size
@@ -52,7 +53,20 @@ def c24_low_layers_are_general(bench):
     alone = {f"block {block}": scores(block_alone(bench, block)) for block in (1, 2, 3, 4)}
     apart = [mean(blocks[2:]) - mean(blocks[:2]) for blocks in zip(*alone.values())]
     bench.note(f"Trained alone: {each(alone, pm)}. Upper minus lower: {pm(apart)} points.")
+
+    def probes():
+        found = {f"{depth} block{'s' * (depth > 1)}": pm([probe_above(bench, depth, seed) for seed in bench.seeds])
+                 for depth in (1, 2, 3, 4)}
+        bench.note(f"Frozen, a logistic regression on top of {each(found, str)}.")
+    bench.extra(probes)
     return above(apart, 0)
+
+
+def probe_above(bench, depth, seed):
+    """The score of a linear probe of `rating` on the states above the lowest `depth` blocks of the frozen gpt-s."""
+    settings = settings_of("full", task="rating", seed=seed)
+    return bench.kept("probe above blocks", lambda: linear_probe.fitted(settings, depth=depth), depth=depth,
+                      **settings.key)["score"]
 
 
 @dataclass

@@ -1,10 +1,8 @@
 """X1 to X4: what is asked about delta tuning today and was not when the survey was written."""
 
-import math
-
-from data import probe, tasks
-from data.bases import load_base
+from data import probe
 from deltas import methods
+from lab.forgotten import forgotten
 from lab.runs import dev, mean
 from lab.score import rebuild
 from lab.sizes import MINILM, size
@@ -72,30 +70,27 @@ def x3_what_is_forgotten(bench):
     """Full fine-tuning forgets what pretraining taught, and LoRA less of it.
 
     Origin: Biderman et al. 2024, "LoRA Learns Less and Forgets Less".
-    Measured: on gpt-s, before and after `rating`, the pretraining loss (nats a word, documents kept aside) and the
-    cloze questions of data/probe.py (percent right, mean of six kinds), for each technique at its default.
+    Measured: on gpt-s, by how much `rating` raises the pretraining loss (nats a word, documents kept aside), and the
+    cloze questions of data/probe.py that are answered after it (percent, mean of six kinds), for each technique at its
+    default.
     Rule: holds if full fine-tuning's loss rises and by more than LoRA's, both intervals above zero.
     """
-    def before():
-        return remembered(*load_base("gpt-s"))
-    base = bench.kept("what a base knows", before, base="gpt-s")
     rises = {}
-    bench.note(f"Before: {base['loss']:.2f} nats, {base['probe']:.1f} %.")
     for name in methods():
-        after = [bench.about(record, "what is left", lambda: remembered(*rebuild(bench.out / record["file"])[:2]))
-                 for record in bench.trial(name)]
-        rises[name] = [one["loss"] - base["loss"] for one in after]
-        bench.note(f"{name}: {pm(rises[name], 2)} nats more, {pm([one['probe'] for one in after])} %.")
+        records = bench.trial(name)
+        rises[name] = [forgotten(bench, record) for record in records]
+        bench.note(f"{name}: {pm(rises[name], 2)} nats more, {pm([knows(bench, record) for record in records])} %.")
     bench.note("A delta that can be switched off takes it all back; this is for full fine-tuning, for what is merged, "
                "and for as long as a delta is on.")
     return together(above(rises["full"], 0), above([a - b for a, b in zip(rises["full"], rises["lora"])], 0))
 
 
-def remembered(model, tokenizer):
-    """{"loss", "probe"} of a base, with or without a delta."""
-    task = tasks.load_task("corpus", tokenizer, model.config, examples=1)
-    likely = tasks.dev_score(model.eval(), task, task.dev, tokenizer.pad)
-    return {"loss": -math.log(likely / 100), "probe": mean(list(probe.probe(model, tokenizer).values()))}
+def knows(bench, record):
+    """The percent of cloze questions that a base answers with the delta that a run has saved."""
+    def measure():
+        model, tokenizer = rebuild(bench.out / record["file"])[:2]
+        return {"probe": mean(list(probe.probe(model.eval(), tokenizer).values()))}
+    return bench.about(record, "what is left", measure)["probe"]
 
 
 @claim("A")

@@ -20,7 +20,8 @@ def training(monkeypatch, score, **more):
 
 def record(dev, test=None, seed=0, **more):
     """What comparisons read of a run: scores on dev and test (equal if only one is given), counts, a curve."""
-    return {"method": "lora", "seed": seed, "dev_score": dev, "score": dev if test is None else test,
+    return {"method": "lora", "seed": seed, "base": "gpt-xs", "file": "lora.pt", "dev_score": dev,
+            "score": dev if test is None else test,
             "majority_score": 50.0, "frozen_score": 40.0, "metric": "accuracy", "base_params": 5000,
             "trained_params": 250, "head_params": 0, "stored_bytes": 1200, "ms_per_step": 8.0, "machine": "a CPU",
             "peak_mb": 3.0, "curve": [[10, dev]]} | more

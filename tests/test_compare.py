@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import random
 import shlex
 import shutil
@@ -16,10 +17,10 @@ import torch
 
 import pretend
 from data import tasks
-from data.bases import SHAPES
+from data.bases import SHAPES, load_base
 from harness import results
 from harness.settings import arguments, settings_of, settings_typed
-from lab import compare, linear_probe, pictures
+from lab import compare, forgotten, linear_probe, pictures
 from lab.runs import Runs, check
 from model import Refused, Transformer
 from tiny import BERT, GPT, stirred
@@ -72,7 +73,7 @@ def test_a_row_says_what_a_technique_reaches_what_it_costs_and_how_soon():
     assert row == {
         "technique": "my lora", "family": "reparameterisation", "trained": 250, "%": 5.0, "stored B": 1200,
         "score": 40.0, "± sd": pytest.approx(32**0.5), "of full": 80.0, "ms/step": 9.0, "MB": 3.0, "machine": "a CPU",
-        "to 90 %": 30, "latency": 1.5, "merged": None}
+        "to 90 %": 30, "latency": 1.5, "merged": None, "forgets": None}
     assert curve == [(10, 55), (20, 72.5), (40, 71)]
     assert line == "python train.py --method lora --rank 2 --base gpt-xs"
 
@@ -152,6 +153,12 @@ def test_dev_picks_the_penalty_of_a_linear_probe_and_test_is_its_score(monkeypat
     settings = settings_of("full", base="gpt-xs", examples=8, device="cpu")
     assert linear_probe.fitted(settings) == {"score": 30, "dev_score": 80, "delta_params": 4 * (48 + 1)}
 
+    asked, states = [], linear_probe.states
+    monkeypatch.setattr(linear_probe, "states", lambda model, *more: asked.append(len(model.blocks)) or states(
+        model, *more))
+    linear_probe.fitted(settings, depth=1)
+    assert asked == [1, 1, 1] and SHAPES["gpt-xs"].n_layer == 2, "on top of the lower block"
+
 
 # ---- latency ----
 
@@ -171,6 +178,34 @@ def test_latency_is_a_forward_pass_over_the_bases(monkeypatch, few_examples, tmp
         found = compare.latency(Runs(tmp_path, say=str), record)
         larger = base + made.delta.formula(SHAPES["gpt-xs"])
         assert (found["ratio"], found["merged_ratio"]) == (pytest.approx(larger / base, rel=1e-12), merged)
+
+
+# ---- what is forgotten ----
+
+def test_what_is_forgotten_is_the_rise_of_the_pretraining_loss(monkeypatch, tmp_path):
+    """A word of the corpus has the probability 1/2 before and 1/8 with the delta on: log 4 nats more."""
+    monkeypatch.setattr(forgotten, "rebuild", lambda path: ("delta on", None, None))
+    monkeypatch.setattr(forgotten, "load_base", lambda name: ("plain", None))
+    monkeypatch.setattr(forgotten, "nats", lambda model, tokenizer: math.log({"plain": 2, "delta on": 8}[model]))
+    record = pretend.record(50) | {"settings": {"method": "lora"}, "content": {}}
+    assert forgotten.forgotten(Runs(tmp_path, say=str), record) == pytest.approx(math.log(4), rel=1e-12)
+
+
+def test_a_step_that_is_next_to_nothing_forgets_nothing_and_a_huge_one_all(tmp_path):
+    runs = Runs(tmp_path, 1, str, base="gpt-xs", examples=4, steps=1)
+    small, huge = (compare.forgets(runs, runs.trial("full", lr=lr)[0]) for lr in (1e-9, 1.0))
+    assert abs(small) < 1e-3 < 3 < huge
+    (tmp_path / runs.trial("full", lr=1.0)[0]["file"]).unlink()
+    assert compare.forgets(runs, runs.trial("full", lr=1.0)[0]) is None, "the file is gone"
+
+
+def test_a_base_has_the_loss_that_its_pretraining_ended_with():
+    """gpt-xs gives a word of unseen documents a typical probability of some 80 %; weights at zero give one in 1,024."""
+    model, tokenizer = load_base("gpt-xs")
+    assert 0.2 < forgotten.nats(model, tokenizer) < 0.25
+    for p in model.parameters():
+        p.data.zero_()
+    assert forgotten.nats(model, tokenizer) == pytest.approx(math.log(1024), rel=1e-6)
 
 
 # ---- the command ----
@@ -281,6 +316,7 @@ def test_every_technique_stands_beside_full_fine_tuning(dishes, tmp_path, capsys
     assert "--scratch" in by_name["from scratch"]["command"]
     assert by_name["lora"]["merged"] and not by_name["prompt"]["merged"], "only one of the two can be merged"
     assert by_name["full fine-tuning"]["latency"] == ""
+    assert by_name["lora"]["forgets"] == "", "a Classifier predicts no words"
     kept = results.read(tmp_path)
     assert len(kept) == 2 * 4 + 4 + 2, "four rows of two runs, two probes in each of two rows, two latencies"
     capsys.readouterr()
