@@ -14,7 +14,7 @@ from pathlib import Path
 from data import own
 from deltas import methods
 from harness.settings import Parser, Settings, add_options, chosen, distinct, positive, settings_of, several, value
-from lab import pictures
+from lab import linear_probe, pictures
 from lab.runs import Runs, check, interval, mean, scores, sd
 from model import Refused
 
@@ -49,6 +49,14 @@ def table(runs, arms=("prefix", "full"), sizes=SIZES, everything=None, **choice)
             for key, (name, rates, how) in planned(runs, arms, sizes, everything, **choice).items()}
 
 
+def probes(runs, sizes, everything=None, **choice):
+    """{(name, n): records} of logistic regression on the frozen base's states: what is there before anything trains."""
+    where = {key: choice[key] for key in ("base", "task", "data") if key in choice}
+    return {(name, n): [linear_probe.probe(runs, seed, average, examples=n, **where)
+                        for seed in (runs.seeds[:1] if n == everything else runs.seeds)]
+            for average, name in ((False, "linear probe"), (True, "probe of the mean")) for n in sizes}
+
+
 def difference(first, second):
     """(mean, half the 95 % interval) of first - second, records paired by seed."""
     apart = [a - b for a, b in zip(scores(first), scores(second))]
@@ -61,13 +69,15 @@ def cell(centre, spread, sign=""):
 
 
 def show(found, arms, sizes):
-    """A line for each arm: test scores by size, ± sd over seeds; below, what separates it from full fine-tuning."""
+    """A line for each probe and arm: test scores by size, ± sd over seeds; and what separates arms from full."""
     full, wide = next((text for text in arms if arm(text)[0] == "full"), None), max(map(len, arms)) + 20
 
     def row(name, cells):
         print(f"{name:<{wide}}" + "".join(f"{one:>16}" for one in cells))
     print()
     row("examples", [f"{n:,}" for n in sizes])
+    for name in dict.fromkeys(name for name, _ in found if name not in arms):
+        row(name, [cell(mean(scores(found[name, n])), sd(scores(found[name, n]))) for n in sizes])
     for text in arms:
         tried = [scores(found[text, n]) for n in sizes]
         row(text, [cell(mean(one), sd(one)) for one in tried])
@@ -112,5 +122,7 @@ def main(argv):
     check(runs, [one for name, rates, how in planned(runs, arms, sizes, everything, **choice).values()
                  for one in runs.plan_tuned(name, rates, **{k: v for k, v in how.items() if k != "seeds"})])
     found = table(runs, arms, sizes, everything, **choice)
+    if found[arms[0], sizes[0]][0]["metric"] == "accuracy":
+        found |= probes(runs, sizes, everything, **choice)
     show(found, arms, sizes)
     print(picture(found, arms, sizes, Path(args.out) / "lowdata.png"))

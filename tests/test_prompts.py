@@ -163,6 +163,7 @@ def test_lowdata_writes_descriptions_at_the_best_rate_of_every_size(monkeypatch,
 def test_an_arm_is_a_technique_with_values_of_its_fields(monkeypatch, tmp_path):
     """A rate that is given is not looked for; 9,700 examples are two epochs of 304 steps of 32."""
     ran = pretend.training(monkeypatch, lambda s: (50.0, 60.0))
+    monkeypatch.setattr(lowdata.linear_probe, "probe", lambda *given, **choice: pretend.record(50))
     arms = ["bitfit lr=0.5", "lora lr=0.25 rank=2", "lora targets=query,up rank=3"]
     lowdata.main(["--arms", *arms, *f"--sizes 6,9700 --seeds 1 --task rating --out {tmp_path}".split()])
     rates = lowdata.methods()["lora"].rates
@@ -171,13 +172,16 @@ def test_an_arm_is_a_technique_with_values_of_its_fields(monkeypatch, tmp_path):
         for one in (("bitfit", None, 0.5), ("lora", 2, 0.25), *(("lora", 3, lr) for lr in rates))]
 
 
-def test_the_whole_of_a_training_set_is_there_once(monkeypatch, tmp_path):
+def test_the_whole_of_a_training_set_is_there_once(monkeypatch, tmp_path, capsys):
+    """Above the arms stand two probes of the frozen base; the number in a text of these does not tell its label."""
     for split in ("train", "dev"):
         rows = "".join(f"word {i}\t{'ab'[i % 2]}\n" for i in range(8))
         (tmp_path / f"{split}.tsv").write_text(f"text\tlabel\n{rows}", encoding="utf-8")
     ran = pretend.training(monkeypatch, lambda s: (50.0, 60.0))
     lowdata.main(["--arms", "full lr=1e-3", *f"--sizes 4,8 --data {tmp_path} --out {tmp_path / 'out'}".split()])
     assert [(s.examples, s.seed) for s in ran] == [(4, 0), (4, 1), (4, 2), (8, 0)]
+    rows = [line.rsplit("  ", 1)[0].split("  ")[0] for line in capsys.readouterr().out.splitlines()[-5:-1]]
+    assert rows == ["examples", "linear probe", "probe of the mean", "full lr=1e-3"]
 
 
 def test_what_lowdata_cannot_do_is_named_before_anything_trains(tmp_path, monkeypatch):
