@@ -150,7 +150,7 @@ def test_lowdata_writes_descriptions_at_the_best_rate_of_every_size(monkeypatch,
     def score(s):
         prefix = s.delta.name == "prefix"
         return (100 * s.lr if prefix else 50.0), (40.0 + s.examples + 2 * s.seed + 3 * prefix)
-    ran = pretend.training(monkeypatch, score)
+    ran = pretend.training(monkeypatch, score, metric="attributes")
     lowdata.main(f"--sizes 5,7 --seeds 2 --base gpt-xs --out {tmp_path}".split())
     assert {(s.task, s.steps) for s in ran} == {("describe", 300)} and {s.examples for s in ran} == {5, 7}
     best = max(lowdata.methods()["prefix"].rates)
