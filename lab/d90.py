@@ -22,7 +22,7 @@ from lab import pictures
 from lab.runs import Runs, check, mean, sd, trained
 from model import Refused
 
-GRID = tuple(2**k for k in range(2, 13))         # 4 to 4096
+GRID = tuple(2**k for k in range(5, 13))  # 32 to 4096: a scale for each layer takes some of them
 
 
 @dataclass
@@ -148,7 +148,7 @@ def main(argv):
     parser.add_argument("--bases", default="gpt-s", help="bases with commas between, checkpoints too [gpt-s]")
     parser.add_argument("--tasks", help="tasks with commas between [rating]")
     parser.add_argument("--grid", type=several(positive), metavar="D,D,...",
-                        help=f"the dimensions to choose from [{','.join(map(str, GRID))}; with --per-layer from 32 on]")
+                        help=f"the dimensions to choose from [{','.join(map(str, GRID))}]")
     parser.add_argument("--rates", type=several(float), default=rates, metavar="LR,LR,...",
                         help=f"learning rates to try at each d [{','.join(map(str, rates))}]")
     parser.add_argument("--examples", type=positive, help="training examples [1000; of your own data: all]")
@@ -164,7 +164,7 @@ def main(argv):
     tasks = [Path(args.data).resolve().name] if args.data else distinct("--tasks", (args.tasks or "rating").split(","))
     bases = distinct("--bases", args.bases.split(","))
     named = {(base, task): {"base": base} | ({} if args.data else {"task": task}) for task in tasks for base in bases}
-    grid = sorted(distinct("--grid", args.grid or [d for d in GRID if d >= 32 or not args.per_layer]))
+    grid = sorted(distinct("--grid", args.grid or GRID))
     found, runs = {}, Runs(args.out, args.seeds)
     check(runs, [one for where in named.values() for one in plan(
         runs, grid if args.grid else grid[:1], distinct("--rates", args.rates), **choice | where)])

@@ -14,7 +14,6 @@ from survey.shared import SMALL, TASKS, each, score
 from survey.tiny import gradients, tiny, with_delta
 
 USUAL = {"base": SMALL, "task": "rating", "examples": 1000}
-GRID = d90.GRID[3:]        # from 32 on, since a scale for each layer needs some
 BEYOND = 2 * d90.GRID[-1]  # stands for a d90 that the grid does not reach
 
 
@@ -42,7 +41,7 @@ def c27_few_examples_many_parameters(bench):
 
 def brackets(bench, kind="above chance", **choice):
     """The brackets of d90, one a seed. `kind` "raw": the target is 90 % of full, not of the way from chance to it."""
-    return d90.measure(bench, GRID, **USUAL | choice)["brackets"][kind]
+    return d90.measure(bench, **USUAL | choice)["brackets"][kind]
 
 
 def shown(found):
@@ -229,7 +228,7 @@ def c36_harder_tasks_larger_dimension(bench):
     open otherwise.
     Changed: the rank correlation of four tasks was 0.00, open; of two of them d90 means nothing (C30).
     """
-    found = {task: d90.measure(bench, GRID, **USUAL | {"task": task}) for task in TASKS}
+    found = {task: d90.measure(bench, **USUAL | {"task": task}) for task in TASKS}
     error = {task: 100 - mean(one["full"]) for task, one in found.items()}
     d90s = {task: one["brackets"]["above chance"] for task, one in found.items()}
     bench.note(f"Error: {each(error, '{:.1f}'.format)}. d90: {each(d90s, shown)}.")
