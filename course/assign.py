@@ -4,7 +4,8 @@
     python course/assign.py make lora adapter -o handout          a repository with those functions emptied
     python course/assign.py make lora prefix --bugs 6 --seed 1 -o hunt      one to write tests in: six bugs to catch
     python course/assign.py grade SUBMISSION --tags lora,adapter --results results.json
-    python course/assign.py zip --tags lora,adapter -o autograder.zip       for Gradescope
+    python course/assign.py leaderboard SUBMISSION --seed 5 --results results.json      the smallest delta; any seed
+    python course/assign.py zip --tags lora,adapter -o autograder.zip       for Gradescope; or zip --leaderboard 5
     python course/assign.py check                                 what proves tasks, points and broken copies
 
 The repository is the reference; a handout is built from it. It carries its version, a digest of the files that it was
@@ -17,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from course import check, grade, handout
+from course import check, grade, handout, leaderboard
 from course.handout import ROOT, Unfit
 from course.tasks import NEEDS, TASKS
 from points import listed
@@ -54,8 +55,14 @@ def main(given=None):
     one.add_argument("submission", type=Path)
     one.add_argument("--tags", type=tag_list, required=True)
     one.add_argument("--results", type=Path, required=True, help="Gradescope's results.json")
+    one = commands.add_parser("leaderboard", help="count and score a saved delta: a folder with one file")
+    one.add_argument("submission", type=Path)
+    one.add_argument("--seed", type=int, required=True, help="draws the test; students do not know it")
+    one.add_argument("--results", type=Path, required=True, help="Gradescope's results.json")
     one = commands.add_parser("zip", help="Gradescope's autograder")
-    one.add_argument("--tags", type=tag_list, required=True)
+    what = one.add_mutually_exclusive_group(required=True)
+    what.add_argument("--tags", type=tag_list, default=[])
+    what.add_argument("--leaderboard", type=int, metavar="SEED", help="for the smallest delta instead")
     one.add_argument("-o", "--out", type=Path, default=Path("autograder.zip"))
     one = commands.add_parser("check", help="that tasks, points and broken copies are what they claim to be")
     one.add_argument("tags", nargs="*", default=list(NEEDS), metavar="TAG")
@@ -76,8 +83,10 @@ def run(given):
         handout.make(given.tags, given.out)
     elif given.command == "grade":
         print(grade.grade(given.submission, given.tags, given.results))
+    elif given.command == "leaderboard":
+        print(leaderboard.enter(given.submission, given.seed, given.results))
     elif given.command == "zip":
-        handout.zipped(given.tags, given.out)
+        handout.zipped(given.tags, given.out, given.leaderboard)
     else:
         return check.check(given.tags, given.jobs)
 

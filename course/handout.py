@@ -26,8 +26,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from points import listed
 
-# What a handout does not have: this folder, broken copies and tests that quote what is to be written.
-LEFT_OUT = re.compile(r"course/|tests/bench/|tests/breaks\.json|tests/test_(course|readme|boundary)\.py"
+# What a handout does not have: this folder but for what a student reads, broken copies, tests that quote what is to be
+# written or need this folder.
+LEFT_OUT = re.compile(r"course/(?!walks/|cards/)|tests/bench/|tests/breaks\.json"
+                      r"|tests/test_(course|walks|cards|leaderboard|new_technique|readme|boundary)\.py"
                       r"|VERSION|tests/points\.json|setup\.sh|run_autograder|(.*/)?[.]|(.*/)?__pycache__/|out/")
 TORCH = "torch==2.13.0", "https://download.pytorch.org/whl/cpu"  # the build without CUDA: it fits Gradescope's memory
 
@@ -265,14 +267,15 @@ def functions(tree, before=""):
 
 # ---- Gradescope ----
 
-def zipped(tags, to):
-    """The autograder: the reference, this folder, and the two scripts that Gradescope runs."""
+def zipped(tags, to, seed=None):
+    """The autograder of these tags, or of the leaderboard with a seed: all files, and the two scripts that are run."""
     tasks_of(tags)
+    command = f"grade ../submission --tags {','.join(tags)}" if tags else f"leaderboard ../submission --seed {seed}"
     names = files() + [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "course").glob("*.py"))]
     with zipfile.ZipFile(to, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             archive.write(ROOT / name, name)
-        for name, text in (("setup.sh", SETUP.format(*TORCH)), ("run_autograder", RUN.format(",".join(tags)))):
+        for name, text in (("setup.sh", SETUP.format(*TORCH)), ("run_autograder", RUN.format(command))):
             entry = zipfile.ZipInfo(name)
             entry.external_attr = 0o100755 << 16  # a regular file that may be executed
             archive.writestr(entry, text)
@@ -295,5 +298,5 @@ RUN = """#!/usr/bin/env bash
 set -euo pipefail
 chmod 700 /autograder/source
 cd /autograder/source
-/opt/course/bin/python course/assign.py grade ../submission --tags {} --results ../results/results.json
+/opt/course/bin/python course/assign.py {} --results ../results/results.json
 """

@@ -124,10 +124,17 @@ def test_a_handout_has_no_body_that_was_taken_out(tmp_path):
     handout.make(tags, tmp_path / "out")
     made = [path for path in tmp_path.glob("out/**/*") if path.is_file()]
     names = {path.relative_to(tmp_path / "out").as_posix() for path in made}
-    assert not [name for name in names if name.startswith((".", "course/", "tests/bench/", "tests/breaks"))]
+    assert not [name for name in names if name.startswith((".", "tests/bench/", "tests/breaks"))]
+    course = {name.split("/")[1] for name in names if name.startswith("course/")}
+    assert {"walks", "cards"} <= course <= {"walks", "cards", "sheets", "questions.py", "questions.json"}
     assert not [name for name in names if name.endswith((".pyc", "/__pycache__"))]
     assert {"AGENTS.md", "TASKS.md", "VERSION", "train.py", "data/weights/gpt-xs.pt", "tests/points.json"} <= names
     whole = {path: path.read_bytes() for path in made}
+    for solution in (ROOT / "course" / "solutions").glob("*.py"):
+        told = solution.read_text("utf-8").split("from torch import nn\n", 1)[1]
+        for line in {line.strip().encode() for line in told.splitlines() if "self." in line}:
+            known = any(line in (ROOT / name).read_bytes() for name in ("methods/lora.py", "methods/prefix.py"))
+            assert known or not [path for path, text in whole.items() if line in text], f"{solution.name}: {line}"
     reference = {name: (ROOT / name).read_bytes() for name in handout.files()}
     for task in TASKS:
         for line in handout.removed(task):
@@ -288,6 +295,9 @@ def test_the_zip_is_laid_out_as_gradescope_runs_it(stub, tmp_path):
         assert {"work.py", "tests/points.py", "tests/test_work.py"} <= set(archive.namelist())
         assert b"--tags work --results ../results/results.json" in archive.read("run_autograder")
         assert b"torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" in archive.read("setup.sh")
+    handout.zipped([], tmp_path / "b.zip", seed=5)
+    with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+        assert b"leaderboard ../submission --seed 5 --results ../results/results.json" in archive.read("run_autograder")
 
 
 # ---- broken copies ----
