@@ -6,7 +6,9 @@
     python course/assign.py grade SUBMISSION --tags lora,adapter --results results.json
     python course/assign.py leaderboard SUBMISSION --seed 5 --results results.json      the smallest delta; any seed
     python course/assign.py zip --tags lora,adapter -o autograder.zip       for Gradescope; or zip --leaderboard 5
-    python course/assign.py check                                 what proves tasks, points and broken copies
+    python course/assign.py check                                 what proves tasks, points, broken copies, questions
+    python course/assign.py check ranges                          the sheets' experiments, ten seeds each
+    python course/assign.py answers 4.1 4.2                       run questions' commands, keep the answers' hashes
 
 The repository is the reference; a handout is built from it. It carries its version, a digest of the files that it was
 made from, and submissions are graded by the repository that has the same one.
@@ -64,9 +66,12 @@ def main(given=None):
     what.add_argument("--tags", type=tag_list, default=[])
     what.add_argument("--leaderboard", type=int, metavar="SEED", help="for the smallest delta instead")
     one.add_argument("-o", "--out", type=Path, default=Path("autograder.zip"))
-    one = commands.add_parser("check", help="that tasks, points and broken copies are what they claim to be")
-    one.add_argument("tags", nargs="*", default=list(NEEDS), metavar="TAG")
+    one = commands.add_parser("check", help="that tasks, points, broken copies and questions are what they claim to be")
+    one.add_argument("parts", nargs="*", default=[*NEEDS, "questions"], metavar="PART",
+                     help="tags, questions, ranges [all but ranges]")
     one.add_argument("--jobs", type=int, default=2, help="copies tested at a time")
+    one = commands.add_parser("answers", help="when a question is new or its answer has changed: keep its hash")
+    one.add_argument("numbers", nargs="+", metavar="NUMBER")
     given = parser.parse_args(given)
     try:
         return run(given)
@@ -87,8 +92,10 @@ def run(given):
         print(leaderboard.enter(given.submission, given.seed, given.results))
     elif given.command == "zip":
         handout.zipped(given.tags, given.out, given.leaderboard)
+    elif given.command == "answers":
+        check.answered(given.numbers)
     else:
-        return check.check(given.tags, given.jobs)
+        return check.check(given.parts, given.jobs)
 
 
 if __name__ == "__main__":

@@ -2,32 +2,50 @@
 
 For each tag: the reference has full marks; emptied, every test of the tag fails with NotImplementedError, and of the
 other tags just those go red that say that they need it; and every broken copy is noticed by a test of its tag, whose
-name or message has the word of the bug's idea.
+name or message has the word of the bug's idea. And two parts that need no tag:
+
+    questions    each question of the sheets has the answer that its command prints
+    ranges       each sheet's experiment ends in the range that it states, over ten seeds; only if it is named
 """
 
+import json
+import os
+import re
+import secrets
+import shlex
+import subprocess
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 
 from course import grade, handout
+from course import questions as sheets
 from course.tasks import NEEDS, TASKS
 from points import listed, marks, sentence
 
+SEEDS = range(10)
 
-def check(tags, jobs):
-    """Print a line for all that is wrong, as it is found, then a line for each tag; 1 if anything is."""
+
+def check(parts, jobs):
+    """Print a line for all that is wrong, as it is found, then a line for each tag; 1 if anything is.
+
+    `parts` are tags, and names in PARTS.
+    """
+    if unknown := set(parts) - {*NEEDS, *PARTS}:
+        raise handout.Unfit(f"{min(unknown)}: choose from {', '.join([*NEEDS, *PARTS])}")
+    tags = [tag for tag in parts if tag in NEEDS]
     begin, maxima, bugs = time.time(), listed(handout.ROOT / "tests"), handout.bugs()
-    with tempfile.TemporaryDirectory(prefix="check-") as box, ThreadPoolExecutor(jobs) as pool:
-        trees = Queue()
-        Path(box).chmod(0o755)
-        for i in range(jobs):
-            trees.put(grade.reference(folder(Path(box, str(i)))))
-        wrong = reference(trees, maxima)
+    with copies(jobs) as (trees, pool):
+        wrong = reference(trees, maxima) if tags else []
         if not wrong:
             wrong += said(pool.map(lambda tag: empty(trees, maxima, tag), filter(has_holes, tags)))
             wrong += said(pool.map(lambda bug: bug_of(trees, bug), [bug for bug in bugs if bug["tag"] in tags]))
+            for name in (name for name in PARTS if name in parts):
+                wrong += said(PARTS[name](trees, pool))
     print(f"{'tag':11} {'points':>6} {'tests':>6} {'bugs':>6} {'silent':>6} {'missed':>6}")
     for tag in tags:
         worth, mine = [n for n, t in maxima.values() if t == tag], [bug for bug in bugs if bug["tag"] == tag]
@@ -45,6 +63,17 @@ def said(found):
         lines += some
         print(*some, sep="\n", end="\n" * bool(some), flush=True)
     return lines
+
+
+@contextmanager
+def copies(jobs):
+    """(a queue of fresh references, as many threads as there are of them)."""
+    with tempfile.TemporaryDirectory(prefix="check-") as box, ThreadPoolExecutor(jobs) as pool:
+        trees = Queue()
+        Path(box).chmod(0o755)
+        for i in range(jobs):
+            trees.put(grade.reference(folder(Path(box, str(i)))))
+        yield trees, pool
 
 
 def folder(path):
@@ -94,3 +123,71 @@ def bug_of(trees, bug):
         return []
     why = f"no {bug['word']!r} in [{sentence(case)}: {wrong}]" if wrong else f"no test notices it ({ended})"
     return [f"bug of {bug['tag']}: {bug['idea']}: {why}"]
+
+
+# ---- the sheets ----
+
+EXPERIMENT = re.compile(r"^    python (.+)\n\n\*\*Expected: ([\d.]+) to ([\d.]+)\*\*", re.MULTILINE)
+
+
+def printed(trees, command):
+    """All that a sheet's command prints, run in a copy of the reference."""
+    tree = trees.get()
+    done = subprocess.run([sys.executable, *shlex.split(command)], cwd=tree, encoding="utf-8", stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    trees.put(tree)
+    return done.stdout
+
+
+def read(output, pattern):
+    """The first group of a pattern in an output, or None."""
+    found = re.search(pattern, output, re.MULTILINE)
+    return found and found[1]
+
+
+def questions(trees, pool):
+    """What is wrong with the questions: lists of lines."""
+    every, kept = sheets.questions(), sheets.kept()
+    yield [f"question {number}: it stands in one of sheets and questions.json" for number in every.keys() ^ kept.keys()]
+    commands = list(dict.fromkeys(question.command for question in every.values()))
+    output = dict(zip(commands, pool.map(lambda command: printed(trees, command), commands)))
+    for number in every.keys() & kept.keys():
+        value = read(output[every[number].command], kept[number]["reads"])
+        if value is None:
+            yield [f"question {number}: no {kept[number]['reads']!r} in: {output[every[number].command][-500:]}"]
+        elif (found := sheets.verdict(value, every[number].step, kept[number])) != "right":
+            yield [f"question {number}: its command gives {value}, which is {found}"]
+
+
+def ranges(trees, pool):
+    """What is wrong with the ranges: lists of lines. Every line is printed as its ten seeds are done."""
+    def of(experiment):
+        command, low, high = experiment
+        found = [float(read(printed(trees, f"{command} --seed {seed}"), r"^score +([\d.]+) %")) for seed in SEEDS]
+        print(f"{min(found):.1f} to {max(found):.1f}, expected {low} to {high}: {command}", flush=True)
+        return [f"seed {seed}: {score:.1f} is not in {low} to {high}: {command}"
+                for seed, score in zip(SEEDS, found) if not float(low) <= score <= float(high)]
+    return pool.map(of, experiments())
+
+
+def experiments():
+    """[(command, lowest score, highest)] of all sheets, as texts."""
+    return [found for path in sorted((sheets.HERE / "sheets").glob("*.md"))
+            for found in EXPERIMENT.findall(path.read_text(encoding="utf-8"))]
+
+
+PARTS = {"questions": questions, "ranges": ranges}
+
+
+def answered(numbers):
+    """Keep the answers that these questions' commands give now in questions.json, each with a new salt."""
+    every, kept = sheets.questions(), sheets.kept()
+    with copies(1) as (trees, _):
+        output = {command: printed(trees, command) for command in {every[number].command for number in numbers}}
+    for number in numbers:
+        value, salt = read(output[every[number].command], kept[number]["reads"]), secrets.token_hex(16)
+        if value is None:
+            raise handout.Unfit(f"{number}: no {kept[number]['reads']!r} in: {output[every[number].command][-500:]}")
+        print(f"{number}  {value}  ({sheets.how(every[number].step)})")
+        kept[number] |= {"salt": salt, "hash": sheets.digest(salt, sheets.rounded(value, every[number].step))}
+    handout.write(sheets.HERE / "questions.json", json.dumps(dict(sorted(kept.items())), indent=1) + "\n")

@@ -28,8 +28,8 @@ from points import listed
 
 # What a handout does not have: this folder but for what a student reads, broken copies, tests that quote what is to be
 # written or need this folder.
-LEFT_OUT = re.compile(r"course/(?!walks/|cards/)|tests/bench/|tests/breaks\.json"
-                      r"|tests/test_(course|walks|cards|leaderboard|new_technique|readme|boundary)\.py"
+LEFT_OUT = re.compile(r"course/(?!sheets/|walks/|cards/|questions\.)|tests/bench/|tests/breaks\.json"
+                      r"|tests/test_(course|questions|walks|cards|leaderboard|new_technique|readme|boundary)\.py"
                       r"|VERSION|tests/points\.json|setup\.sh|run_autograder|(.*/)?[.]|(.*/)?__pycache__/|out/")
 TORCH = "torch==2.13.0", "https://download.pytorch.org/whl/cpu"  # the build without CUDA: it fits Gradescope's memory
 
@@ -168,7 +168,8 @@ def sheet(tags, tasks):
     for tag in tags:
         lines.append(f"    pytest --only {tag:12} {sum(n for n, t in points.values() if t == tag)} points")
     files = ", ".join(dict.fromkeys(task.file for task in tasks))
-    return "\n".join([*lines, "", f"Hand in {files}: flat, or in their folders.", ""])
+    return "\n".join([*lines, "", f"Hand in {files}: flat, or in their folders.",
+                      "What to read, and what to predict before you run it, is in course/sheets/.", ""])
 
 
 AGENTS = """# For an assistant that is asked for help here
@@ -271,7 +272,7 @@ def zipped(tags, to, seed=None):
     """The autograder of these tags, or of the leaderboard with a seed: all files, and the two scripts that are run."""
     tasks_of(tags)
     command = f"grade ../submission --tags {','.join(tags)}" if tags else f"leaderboard ../submission --seed {seed}"
-    names = files() + [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "course").glob("*.py"))]
+    names = sorted({*files(), *(path.relative_to(ROOT).as_posix() for path in (ROOT / "course").glob("*.py"))})
     with zipfile.ZipFile(to, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             archive.write(ROOT / name, name)
