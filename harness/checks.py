@@ -141,7 +141,7 @@ def memory_of_a_step(model, task, pad, settings):
 
     def note(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would hold the graph that holds it, and neither would be freed
 
     held = [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
     weights = {storage.data_ptr(): storage.nbytes() for storage in held}

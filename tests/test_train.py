@@ -1,11 +1,13 @@
 """A run and its one loop: thirty steps by hand, the self-checks, the record, one run of each technique."""
 
 import copy
+import gc
 import itertools
 import json
 import math
 import re
 import time
+import weakref
 
 import pytest
 import torch
@@ -312,6 +314,17 @@ def test_memory_is_counted_by_kind():
     assert kept["last_layer"] < kept["bitfit"] <= kept["full"]
     half = checks.memory_of_a_step(model, task, 0, settings("bitfit", batch_size=2))["activations"]
     assert kept["bitfit"] == pytest.approx(2 * half, rel=0.02), "activations belong to texts, weights are none"
+
+
+def test_what_was_counted_is_freed_with_the_model():
+    """A long comparison holds one model at a time: no graph is left that keeps the last one's weights."""
+    rows = [Example([1, 2, 3], [-100, -100, 3], "", ["x"])] * 4
+    model = attach(methods()["full"](), Transformer(GPT))
+    checks.memory_of_a_step(model, Task("t", rows, rows, [], metric=""), 0, settings("full"))
+    weight = weakref.ref(model.tokens.weight)
+    del model
+    gc.collect()
+    assert weight() is None, "freed"
 
 
 def test_in_a_wrapper_projection_theta_and_the_gradient_of_theta_are_counted():
