@@ -46,7 +46,8 @@ def check(parts, jobs):
             wrong += said(pool.map(lambda bug: bug_of(trees, bug), [bug for bug in bugs if bug["tag"] in tags]))
             for name in (name for name in PARTS if name in parts):
                 wrong += said(PARTS[name](trees, pool))
-    print(f"{'tag':11} {'points':>6} {'tests':>6} {'bugs':>6} {'silent':>6} {'missed':>6}")
+    if tags:
+        print(f"{'tag':11} {'points':>6} {'tests':>6} {'bugs':>6} {'silent':>6} {'missed':>6}")
     for tag in tags:
         worth, mine = [n for n, t in maxima.values() if t == tag], [bug for bug in bugs if bug["tag"] == tag]
         missed = sum(line.startswith(f"bug of {tag}: ") for line in wrong)
@@ -163,7 +164,8 @@ def ranges(trees, pool):
     """What is wrong with the ranges: lists of lines. Every line is printed as its ten seeds are done."""
     def of(experiment):
         command, low, high = experiment
-        found = [float(read(printed(trees, f"{command} --seed {seed}"), r"^score +([\d.]+) %")) for seed in SEEDS]
+        outputs = [printed(trees, f"{command} --seed {seed}") for seed in SEEDS]
+        found = [float(read(output, r"^score +([\d.]+) %") or "nan") for output in outputs]
         print(f"{min(found):.1f} to {max(found):.1f}, expected {low} to {high}: {command}", flush=True)
         return [f"seed {seed}: {score:.1f} is not in {low} to {high}: {command}"
                 for seed, score in zip(SEEDS, found) if not float(low) <= score <= float(high)]
