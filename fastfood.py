@@ -34,7 +34,8 @@ AXIS = 32           # the largest Hadamard matrix that is written out
 
 
 def butterfly(x):
-    """The Hadamard transform by its definition, H_2n (a, b) = (H_n (a + b), H_n (a - b)): x (..., 2^k)."""
+    """The Hadamard transform by its definition, H_2n (a, b) = (H_n (a + b), H_n (a - b)): x (..., 2^k), a its first
+    half, b its second."""
     if x.shape[-1] == 1:
         return x
     a, b = x.chunk(2, dim=-1)
@@ -42,7 +43,7 @@ def butterfly(x):
 
 
 def plain(z, D, B, Pi, G):
-    """z (d,) and B, Pi, G (blocks, n) -> P z (D,). Fastfood(5, 37)(z) is plain(z, 37, *next(draw(5, 8, seed=0)))."""
+    """z (d,) and B, Pi, G (blocks, n) -> P z (D,). Fastfood(5, 50)(z) is plain(z, 50, *next(draw(7, 8, seed=0)))."""
     x = F.pad(z, (0, B.shape[1] - len(z)))                                             # (n,)
     x = B * x                                                                          # (blocks, n)
     x = butterfly(x)

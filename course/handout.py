@@ -164,7 +164,9 @@ def sheet(tags, tasks):
     points = listed(ROOT / "tests")
     lines = ["# What is to be written", "", "| tag | function | minutes |", "|---|---|---|"]
     lines += [f"| {task.tag} | {task.file}: `{task.name}` | {task.minutes} |" for task in tasks]
-    lines += ["", "Each raises NotImplementedError now; the docstring above it is the task. The rest stays.", ""]
+    lines += ["", "Each raises NotImplementedError now; its docstring is the task, and the equations are at the top "
+              "of its file. model.py has the letters of all shapes. The rest stays. A single test:", "",
+              "    pytest tests/test_lora.py -k by_hand", ""]
     for tag in tags:
         lines.append(f"    pytest --only {tag:12} {sum(n for n, t in points.values() if t == tag)} points")
     files = ", ".join(dict.fromkeys(task.file for task in tasks))

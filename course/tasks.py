@@ -85,14 +85,15 @@ TASKS = (
         after_mlp on a sub-layer's output, before the residual add. attention(x, mask, cache, here) returns one place
         a text if `here` is given; only(x, here) takes the same places of x.
         """),
-    Task("lora", "methods/lora.py", "LoRALinear.__init__", 15, "keep the Linear, make A, B and the scale", """
+    Task("lora", "methods/lora.py", "LoRALinear.__init__", 15, "super().__init__() first; A and B: nn.Parameters", """
         linear.weight is W_0 (d_out, d_in). Attributes: linear, the frozen Linear itself; the Parameters A (r, d_in)
         and B (d_out, r), on the device of the weight; scale = alpha / r. B is zero. A is drawn from a normal of
-        standard deviation 1 / sqrt(3 d_in), which is the spread of U(-1/sqrt(d_in), 1/sqrt(d_in)).
+        standard deviation 1 / sqrt(3 d_in), which is the spread of U(-1/sqrt(d_in), 1/sqrt(d_in)). Both are float32,
+        whatever the weight is. The Linear has been frozen by `attach` already.
         """),
     Task("lora", "methods/lora.py", "LoRALinear.forward", 15, "the frozen Linear, and beside it two thin products", """
         x (..., d_in) -> (..., d_out): what the frozen Linear makes of x, plus the update. First A, then B: the
-        product B A (d_out, d_in) is never formed.
+        product B A (d_out, d_in) is never formed. A text is a row of x, so it is x Aᵀ, then Bᵀ: F.linear does both.
         """),
     Task("lora", "methods/lora.py", "LoRALinear.merged", 10, "add the update to the weight, hand the Linear back", """
         W_0 + (alpha / r) B A, in the weight of self.linear, in place. Returns that Linear: the wrapper is gone. It is
@@ -107,15 +108,18 @@ TASKS = (
         """),
     Task("prefix", "methods/prefix.py", "in_front", 30, "cut a row into key and value, each into heads", """
         rows (P, 2 D): D of a key, then D of a value; k and v (B, H, S, D/H); mask (B, 1, T, S) or None. Returns k and
-        v (B, H, P + S, D/H) with the rows first, the same for every text, head h having the columns h D/H to
-        (h + 1) D/H of each row; and the mask (B, 1, T, P + S), where all may see the rows; None stays None.
+        v (B, H, P + S, D/H) with the rows first, the same for every text (expand them to B; nothing has to be cast),
+        head h having the columns h D/H to (h + 1) D/H of each row; and the mask (B, 1, T, P + S), where all may see the
+        rows; None stays None.
         """),
     Task("fastfood", "fastfood.py", "butterfly", 20, "two halves, two half transforms", """
-        H_2n (a, b) = (H_n (a + b), H_n (a - b)) over the last axis, and H_1 is the identity.
+        Over the last axis; a and b are its first and its second half, not its even and its odd places. H_1 is the
+        identity. `hadamard` and Fastfood build their small matrices with this function: while it is wrong, so are they.
         """),
     Task("fastfood", "fastfood.py", "plain", 30, "one line for each step of the formula, from right to left", """
-        P_b z = H (G * (H (B * z))[Pi]) / sqrt(D sum G^2) for each block b, a row of B, Pi and G; z is padded with zeros
-        to n = B.shape[1], and of the blocks put end to end the first D entries are P z.
+        P_b z = H (G * (H (B * z))[Pi]) / sqrt(D sum G^2) for each block b, with its own row of B, Pi and G: entry i of
+        x[Pi] is x[Pi[i]], and the sum is over this row of G. Behind z stand zeros, to n = B.shape[1] entries in all. Of
+        the blocks put end to end the first D entries are P z. (In the example d = 5, and 7 blocks of 8 make 50.)
         """),
     Task("intrinsic", "methods/intrinsic.py", "Subspace.theta", 25, "one projection, cut into the base's shapes", """
         theta_0 + P z for own_parameters(self.model), which come in the order of P's rows: self.project(self.z) is P z

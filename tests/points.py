@@ -15,7 +15,8 @@ import os
 import signal
 from pathlib import Path
 
-SECONDS = 20  # that a graded test may take: a loop without an end is one red test, not a run without an end
+# Of the processor, however busy it is, for a graded test: a loop without an end is one red test, not an endless run.
+SECONDS = 20
 
 
 def listed(folder):
@@ -82,8 +83,8 @@ class Points:
         self.config, self.maxima, self.cases, self.outcomes = config, maxima, [], {}
         self.running = ""            # what is wrong with the case that is running
         self.token = token_in(config.getoption("tell"))
-        if hasattr(signal, "SIGALRM"):
-            signal.signal(signal.SIGALRM, late)
+        if hasattr(signal, "SIGPROF"):
+            signal.signal(signal.SIGPROF, late)
 
     def pytest_ignore_collect(self, collection_path):
         mine = {test.split("::")[0] for test in self.maxima}
@@ -103,12 +104,12 @@ class Points:
         config.hook.pytest_deselected(items=other)
 
     def pytest_runtest_setup(self, item):
-        if hasattr(signal, "SIGALRM"):
-            signal.alarm(SECONDS)
+        if hasattr(signal, "SIGPROF"):
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
 
     def pytest_runtest_teardown(self, item):
-        if hasattr(signal, "SIGALRM"):
-            signal.alarm(0)
+        if hasattr(signal, "SIGPROF"):
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
     def pytest_runtest_logreport(self, report):
         if report.when == "setup":
@@ -161,4 +162,4 @@ def token_in(fd):
 
 
 def late(*_):
-    raise TimeoutError(f"not done after {SECONDS} s")
+    raise TimeoutError(f"not done after {SECONDS} s of the processor")

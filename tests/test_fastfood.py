@@ -14,6 +14,7 @@ from fastfood import Dense, Fastfood, butterfly, draw, hadamard, plain
 
 FORMS = {"stacked": Fastfood, "padded": lambda d, D, seed=0: Fastfood(d, D, seed, padded=True), "dense": Dense}
 NEAR = {"rtol": 0, "atol": 1e-8}
+ROUNDED = {"rtol": 0, "atol": 1e-5}  # Fastfood keeps G and its divisor in float32
 
 
 def by_hand(n):
@@ -40,8 +41,9 @@ def value_and_gradient(project, z, g, *more):
 def test_the_four_point_transform_by_hand():
     H = [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
     assert by_hand(4).tolist() == H, "the signs of H"
-    for transform in (butterfly, hadamard):  # 1+2+3+4, 1-2+3-4, 1+2-3-4, 1-2-3+4
-        assert transform(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [10.0, -2.0, -4.0, 0.0], transform.__name__
+    for transform in (butterfly, hadamard):
+        found = transform(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist()
+        assert found == [10.0, -2.0, -4.0, 0.0], f"{transform.__name__}: 1+2+3+4, 1-2+3-4, 1+2-3-4, 1-2-3+4"
 
 
 @pytest.mark.points(1, "fastfood")
@@ -108,10 +110,10 @@ def test_the_fast_form_is_the_plain_one_and_the_plain_one_is_the_matrix_of_the_d
         B, Pi, G = next(draw(math.ceil(D / n), n, seed=3))
         assert set(B.flatten().tolist()) <= {-1, 1}, "signs: ±1"
         z, g = torch.randn(d, dtype=torch.float64), torch.randn(D, dtype=torch.float64)
-        value, gradient = value_and_gradient(plain, z, g, D, B, Pi, G)
+        value, gradient = value_and_gradient(plain, z, g, D, B, Pi, G.double())
         if n <= 64:  # [P_1; P_2; ...], each diag(G) times H on the left and on the right, its rows permuted
-            H, G = by_hand(n), G / (D * G.square().sum(dim=1, keepdim=True)).sqrt()
-            P = torch.cat([H @ G[b].double().diag() @ (H @ B[b].double().diag())[Pi[b]] for b in range(len(B))])[:D, :d]
+            H, G = by_hand(n), G.double() / (D * G.double().square().sum(dim=1, keepdim=True)).sqrt()
+            P = torch.cat([H @ G[b].diag() @ (H @ B[b].double().diag())[Pi[b]] for b in range(len(B))])[:D, :d]
             torch.testing.assert_close(value, P @ z, **NEAR)
             torch.testing.assert_close(gradient, P.T @ g, **NEAR)
         project = FORMS[form](d, D, seed=3)
@@ -120,8 +122,9 @@ def test_the_fast_form_is_the_plain_one_and_the_plain_one_is_the_matrix_of_the_d
         for chunk in (1, 2 * n, 2**18):  # one block at a time, two, all
             monkeypatch.setattr(fastfood, "CHUNK", chunk)
             fast_value, fast_gradient = value_and_gradient(project, z, g)
-            assert torch.allclose(fast_value, value, **NEAR), f"P z: d={d}, D={D}, blocks of {n}, CHUNK={chunk}"
-            assert torch.allclose(fast_gradient, gradient, **NEAR), f"Pᵀ g: d={d}, D={D}, blocks of {n}, CHUNK={chunk}"
+            where = f"d={d}, D={D}, blocks of {n}, CHUNK={chunk}"
+            assert torch.allclose(fast_value, value, **ROUNDED), f"P z: {where}"
+            assert torch.allclose(fast_gradient, gradient, **ROUNDED), f"Pᵀ g: {where}"
 
 
 @pytest.mark.points(1, "fastfood")
