@@ -5,6 +5,7 @@ Grading is tried on a repository of two files, without torch: the graded functio
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -182,6 +183,15 @@ def test_skipped():
         "0 / 3  any number: [1] twice 1", "0 / 4  with a fixture: RuntimeError: a fixture",
         "0 / 5  skipped: Skipped: not today", "points: 2 / 14"]
     assert done.returncode == 1 and (stub / "junit.xml").is_file()
+
+
+def test_the_terms_plan_has_the_points_of_the_list():
+    points = listed(ROOT / "tests").values()
+    text = (ROOT / "course" / "README.md").read_text("utf-8")
+    plan = re.findall(r"^\| \d \| [^|]+ \| ([a-z_ ]+) \| (\d+) \|", text, re.MULTILINE)
+    assert {tag for tags, _ in plan for tag in tags.split()} == {task.tag for task in TASKS}
+    for tags, worth in plan:
+        assert int(worth) == sum(n for n, tag in points if tag in tags.split()), tags
 
 
 # ---- grading ----
