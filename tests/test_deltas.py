@@ -16,6 +16,8 @@ import deltas
 from deltas import (Delta, attach, check_fields, copy_into, count, fingerprint, head_parameters, kept, load, merge,
                     methods, own_parameters, read, save, setting, trainable)
 from methods.bitfit import BitFit
+from methods.full import Full
+from methods.last_layer import LastLayer
 from methods.lora import LoRA
 from model import Refused, Transformer
 from tiny import BERT, GPT, IDS, same, stir
@@ -118,6 +120,15 @@ def test_attaching_freezes_all_that_was_there_and_notes_the_base():
     assert model.base_shapes == {name: tuple(p.shape) for name, p in base().named_parameters()}
 
 
+@pytest.mark.points(1, "deltas")
+def test_a_model_whose_delta_is_refused_is_as_it_was():
+    model = base()
+    with pytest.raises(Refused, match="k=3"):
+        attach(LastLayer(k=3), model)
+    assert all(p.requires_grad for p in model.parameters()), "the freezing is undone too"
+    assert count(attach(Toy(), model)).delta == 12, "and another delta may come"
+
+
 @pytest.mark.points(3, "deltas")
 def test_a_classifier_trains_with_every_delta_and_is_counted_apart():
     model = attach(Toy(), base(classes=4))
@@ -126,6 +137,8 @@ def test_a_classifier_trains_with_every_delta_and_is_counted_apart():
     assert count(model).base == sum(p.numel() for p in base().parameters()), "nor of the base; the LM head is tied"
     assert head_parameters(model) == {id(p) for p in model.head.parameters()}
     assert head_parameters(base()) == set(), "an LM head is part of the base"
+    free = count(attach(Full(), Transformer(replace(GPT, tied=False))))
+    assert (free.delta, free.head) == (free.base, 0), "a head is a Classifier, whatever its name; an LM head that trains is delta"
 
 
 def test_percent_is_of_the_base():

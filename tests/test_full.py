@@ -1,5 +1,7 @@
 """Full fine-tuning: everything moves, and D is the sum of what a model is made of."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -21,7 +23,8 @@ def test_a_whole_base_by_hand():
     """17 words and 16 positions; BERT has two types, a pooler and an MLM head more, the decoder's matrix is tied."""
     gpt = {"blocks": 2 * 1184, "words, tied": 17 * 12, "positions": 16 * 12, "the norm around the blocks": 24}
     bert = gpt | {"types": 2 * 12, "pooler": 144 + 12, "MLM head": 144 + 12 + 24 + 17}
-    for config, parts in ((GPT, gpt), (BERT, bert)):
+    bare = replace(GPT, lm_head="none", tied=False)  # without a head there is no matrix that could be untied
+    for config, parts in ((GPT, gpt), (BERT, bert), (bare, gpt | {"the untied matrix of no head": 0})):
         counted, size = count(attach(Full(), Transformer(config))), sum(parts.values())
         assert base_size(config) == size, f"{base_size(config)} is not {size}, the sum of {parts}"
         assert counted.base == counted.delta == size, "everything is the delta, a tied matrix counts once"

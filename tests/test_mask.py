@@ -86,6 +86,17 @@ def test_fisher_of_three_examples_by_hand(words, classes):
     same(fisher(base(classes=classes), task), expected, "the mean of the squares, not the square of the mean")
 
 
+@pytest.mark.points(1, "mask")
+def test_what_the_loss_does_not_reach_has_zeros_at_its_place():
+    """A BERT with an MLM head answers without its pooler."""
+    model, place = base(BERT), 0
+    found = fisher(model, TASK)
+    assert len(found) == sum(p.numel() for p in own_parameters(model).values()), "no place is left out"
+    for name, p in own_parameters(model).items():
+        here, place = found[place:place + p.numel()], place + p.numel()
+        assert here.any() == (not name.startswith("pooler")), f"{name}: zero where the loss does not reach"
+
+
 @pytest.mark.points(2, "mask")
 def test_fisher_takes_128_examples_from_all_of_them(monkeypatch):
     seen, loss = [], tasks.loss

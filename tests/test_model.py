@@ -106,6 +106,30 @@ def test_a_block_equals_its_equation(config):
 
 @both
 @pytest.mark.points(2, "model")
+def test_a_slot_takes_what_its_sub_layer_gives_before_the_residual_add(config):
+    """Attention's output is doubled in its slot, the mlp's tripled: x and the norms know nothing of it."""
+    block, x, mask = stirred(config).blocks[0], torch.randn(2, 5, 12).double(), causal_or_all(config)[:, None]
+    block.after_attention, block.after_mlp = Times(2.0), Times(3.0)
+    if config.norm_first:
+        y = x + 2 * block.attention(block.norm1(x), mask)
+        y = y + 3 * block.mlp(block.norm2(y))
+    else:
+        y = block.norm1(x + 2 * block.attention(x, mask))
+        y = block.norm2(y + 3 * block.mlp(y))
+    same(block(x, mask), y, "the slots, then the residual add, then BERT's norm")
+
+
+class Times(torch.nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+@both
+@pytest.mark.points(2, "model")
 def test_the_whole_model_is_embeddings_blocks_and_head(config):
     model, mask = stirred(config), causal_or_all(config)[:, None]
     x = torch.stack([torch.stack([model.tokens.weight[token] + model.positions.weight[place]

@@ -19,6 +19,8 @@ def test_a_prompt_by_hand():
     first, second = prompt(torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])).tolist()        # two texts, one token
     assert first == [[10, 20], [30, 40], [50, 60], [1, 2]], "the vectors in their order, then the text"
     assert second == [[10, 20], [30, 40], [50, 60], [3, 4]], "the same vectors before every text"
+    half = torch.ones(1, 1, 2, dtype=torch.bfloat16)
+    assert prompt(half).dtype == torch.bfloat16, "the prompt takes the precision of the text"
 
 
 @both

@@ -214,6 +214,8 @@ def test_a_batch_is_padded_on_the_right():
     assert [t.tolist() for t in batch] == [[[1, 2, 3], [1, 9, 9]], [[True] * 3, [True, False, False]],
                                            [[N, N, 3], [3, N, N]]]
     assert collate([example(2), example(1)], pad=None)[0].tolist() == [[1, 2], [1, 0]]
+    assert collate([example(3), example(2)], pad=2)[1].tolist() == [[True] * 3, [True, True, False]], (
+        "a pad is told by the text's length: the pad's token may stand in a text")
 
 
 @pytest.mark.points(1, "tasks")
@@ -280,8 +282,10 @@ def test_only_the_label_words_compete():
     both = collate([example(2, target=3), example(2, target=1)], 0)
     assert math.isclose(tasks.loss(model, task, both).item(), math.log(1 + math.exp(2)) - 1, rel_tol=1e-6), "a mean"
     free = Task("t", [], [], [])
-    expected = F.cross_entropy(torch.tensor([[0.0, 1, 2, 3, 9]]), torch.tensor([1]))
-    assert torch.isclose(tasks.loss(model, free, batch), expected)
+    logits = torch.tensor([[0.0, 1, 2, 3, 9]])
+    assert torch.isclose(tasks.loss(model, free, batch), F.cross_entropy(logits, torch.tensor([1])))
+    first = collate([example(2, target=0)], 0)
+    assert torch.isclose(tasks.loss(model, free, first), F.cross_entropy(logits, torch.tensor([0]))), "0 is a target"
 
 
 @pytest.mark.points(1, "tasks")
