@@ -138,7 +138,7 @@ def test_a_classifier_trains_with_every_delta_and_is_counted_apart():
     assert head_parameters(model) == {id(p) for p in model.head.parameters()}
     assert head_parameters(base()) == set(), "an LM head is part of the base"
     free = count(attach(Full(), Transformer(replace(GPT, tied=False))))
-    assert (free.delta, free.head) == (free.base, 0), "a head is a Classifier, whatever its name; an LM head that trains is delta"
+    assert (free.delta, free.head) == (free.base, 0), "no name makes a head: an LM head that trains is delta"
 
 
 def test_percent_is_of_the_base():
