@@ -106,7 +106,7 @@ def config_of(folder):
     if field(said, "peft_type", str, path) in ("PROMPT_TUNING", "PREFIX_TUNING"):
         raise Refused(f"{path}: peft_type={said['peft_type']!r}: {SHIFT}")
     for key, value in said.items():
-        allowed, why = MAY_BE.get(key, ([], "which this reader does not know; if it does not change what the model "
+        allowed, why = MAY_BE.get(key, ([], "this reader does not know it; if it does not change what the model "
                                         "computes, delete that line"))
         if value not in [*allowed, False, {}, [], ""] and not NO_MATTER.fullmatch(key):
             raise Refused(f"{path}: {shown(key)}={shown(repr(value))}: {why}")
@@ -167,8 +167,8 @@ def read(folder, base, labels=None):
             theirs = f"{checkpoints.CLASSIFIER[known.family][ours]}.{leaf}"
             tensors[f"head.{key}"] = torch.zeros(rows) if theirs == "score.bias" else taken(theirs)
     if left or not kinds:
-        names = shown(", ".join(sorted(left)[:3]), 300) or "it has no LoRA"
-        raise Refused(f"{file}: {len(left)} tensors have no place in a LoRA on this base: {names}")
+        names = f"{len(left)} tensors have no place in a LoRA on this base: {shown(', '.join(sorted(left)[:3]), 300)}"
+        raise Refused(f"{file}: {names if left else 'holds no LoRA'}")
     delta = lora_of(kinds, tensors, known, file)
     labels = [str(n) for n in range(rows)] if labels is None else labels
     if len(labels) != rows:
