@@ -29,7 +29,7 @@ CANNOT = {Prompt: peft.SHIFT, Prefix: peft.SHIFT, Adapter: "PEFT has no format f
 def opened(path, base, whole):
     """(model with its delta, the base's folder, labels of a classifier, {label: token} of a cloze) of a delta file.
 
-    Refuses what cannot be exported, `whole` or in PEFT's format, before the base is read.
+    Refuses a base that is no folder, and what has no place in PEFT's format unless the `whole` model is wanted.
     """
     content = read(path)
     kind, notes = methods()[content["method"]], content["notes"]

@@ -17,7 +17,7 @@ import math
 import re
 import shlex
 from itertools import product
-from os.path import isdir, lexists
+from os.path import lexists
 from pathlib import Path
 
 import torch
@@ -123,10 +123,7 @@ def config_of(folder):
 
 
 def of_module(said, module):
-    """(rank, alpha) of a module: those of the first pattern that its path ends with, or the usual ones.
-
-    rsLoRA's scale is alpha / √r; ours, alpha / r, is the same with √r alpha.
-    """
+    """(rank, alpha) of a module, by the first pattern that its path ends with. rsLoRA's alpha / √r is √r alpha / r."""
     rank, alpha = (next((value for end, value in said[patterns].items() if end.fullmatch(module)), said[usual])
                    for patterns, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")))
     return rank, float(alpha) * (math.sqrt(rank) if said["use_rslora"] else 1)
@@ -159,16 +156,17 @@ def read(folder, base, labels=None):
                               f"adapter_config.json says rank {rank}")
             for path, part in zip(ours, B.tensor_split(len(ours))):
                 tensors |= {f"{path}.A": A, f"{path}.B": part}
-    rows = classes(left, known, said, file)
-    if rows:
+    if not kinds:
+        raise Refused(f"{file}: no LoRA on a matrix of this base: {shown(', '.join(sorted(left)[:3]), 300)}")
+    if rows := classes(left, known, said, file):
         model.classify(rows)
         for key in model.head.state_dict():
             ours, leaf = f"head.{key}".rsplit(".", 1)
             theirs = f"{checkpoints.CLASSIFIER[known.family][ours]}.{leaf}"
             tensors[f"head.{key}"] = torch.zeros(rows) if theirs == "score.bias" else taken(theirs)
-    if left or not kinds:
-        names = f"{len(left)} tensors have no place in a LoRA on this base: {shown(', '.join(sorted(left)[:3]), 300)}"
-        raise Refused(f"{file}: {names if left else 'holds no LoRA'}")
+    if left:
+        names = shown(", ".join(sorted(left)[:3]), 300)
+        raise Refused(f"{file}: {len(left)} tensors have no place in a LoRA on this base: {names}")
     delta = lora_of(kinds, tensors, known, file)
     labels = [str(n) for n in range(rows)] if labels is None else labels
     if len(labels) != rows:
@@ -183,12 +181,11 @@ def read(folder, base, labels=None):
 def classes(left, known, said, file):
     """How many classes the file's classifier has; 0 where it has none."""
     out = checkpoints.CLASSIFIER[known.family]["head.out"]
-    if (stored := left.get(f"base_model.model.{out}.weight")) is None:
-        return 0
-    if said["task_type"] != "SEQ_CLS" or stored.like.dim() != 2:
-        raise Refused(f"{file}: {out}.weight is {tuple(stored.like.shape)} for the task_type {said['task_type']}; a "
-                      "classifier of texts, SEQ_CLS, is expected")
-    return len(stored.like)
+    stored = left.get(f"base_model.model.{out}.weight")
+    if (stored is None) == (said["task_type"] == "SEQ_CLS") or stored is not None and stored.like.dim() != 2:
+        raise Refused(f"{file}: task_type={said['task_type']!r}, and {out}.weight is "
+                      f"{'missing' if stored is None else tuple(stored.like.shape)}; SEQ_CLS has a classifier")
+    return 0 if stored is None else len(stored.like)
 
 
 def lora_of(kinds, tensors, known, file):
@@ -212,8 +209,6 @@ def main(argv):
     parser.add_argument("-o", dest="out", required=True, metavar="FILE", help="a new delta file")
     parser.add_argument("--labels", type=several(str), help="names of the classes, in their order there [0,1,...]")
     args = parser.parse_args(argv)
-    if not isdir(args.base):
-        raise Refused(f"--base {shown(args.base, 300)}: no such folder")
     if lexists(args.out):
         raise Refused(f"-o {shown(args.out, 300)}: is there already")
     model, labels = read(args.folder, args.base, distinct("--labels", args.labels) if args.labels else None)
