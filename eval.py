@@ -7,6 +7,8 @@
     python eval.py prompts                                prompting without training: written by hand, then searched
     python eval.py lowdata                                score against the number of training examples
     python eval.py costs                                  parameters, memory, FLOPs and storage, up to GPT-3 175B
+    python eval.py export out/lora-....pt -o DIR          a delta for PEFT, or with --merge a model for transformers
+    python eval.py import DIR --base FOLDER -o FILE       a LoRA that PEFT has saved becomes a delta file
     python eval.py claims                                 the survey's 44 claims and four more, each with its number
 
 Each has a --help of its own and a room of its own in lab/, the claims in survey/.
@@ -18,7 +20,7 @@ from importlib import import_module
 from harness import boundary
 
 DOORS = {name: f"lab.{name}" for name in ("score", "compare", "d90", "prompts", "lowdata", "costs", "rates")} | {
-    "claims": "survey.claims"}
+    "export": "lab.export", "import": "lab.peft", "claims": "survey.claims"}
 
 
 def main():

@@ -1,8 +1,9 @@
-"""Reads a Hugging Face folder (config.json and model.safetensors) of the GPT-2, BERT or RoBERTa family.
+"""Reads and writes Hugging Face folders (config.json, model.safetensors) of the GPT-2, BERT and RoBERTa families.
 
     config, state = read(folder)
     model = unfilled(config)                         # shapes alone
     model.load_state_dict(state, assign=True)        # strict: read() gives every tensor, in float32
+    write(new, model, folder, labels)                # the same names and settings, the model's weights, its head
 
 A checkpoint is larger than anything else in a run, so it is held once: the headers are checked first, then one tensor
 after the other is read, and it becomes the parameter itself.
@@ -20,6 +21,7 @@ pooler, which that family's pretraining never trained. Left out with a warning: 
 
 import re
 import shlex
+import shutil
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +30,9 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
-from data.files import field, json_of, pointer, shown, sound, there
+from data.files import empty, field, json_of, pointer, replace, save_json, shown, sound, there
 from data.tokenizers import bpe_from, wordpiece_from
-from model import Config, Refused, Transformer
+from model import Classifier, Config, Refused, Transformer
 
 ACTIVATION = {
     "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
@@ -85,6 +87,36 @@ def read(folder):
     The LM head comes along where the file has one (GPT-2's tied head is there by definition), else
     lm_head="none". Refuses settings and tensors that this project's model cannot honour, and what is missing.
     """
+    known, state = layout(folder), {}
+    for key, name in known.sources.items():
+        if known.config.tied and key == "head.decoder.weight":
+            state[key] = state["tokens.weight"]
+        else:
+            state[key] = known.tensors[name].read(known.part, key)
+            sound({name: state[key]}, known.tensors[name].path)
+    return known.config, state
+
+
+@dataclass
+class Layout:
+    """What stands where in a folder: all is known to fit, and no value has been read."""
+
+    family: str
+    settings: dict               # config.json
+    config: Config
+    sources: dict                # {our tensor: the file's, without the family's prefix}
+    tensors: dict                # {the file's name: Stored}
+    unused: int                  # rows of RoBERTa's positions before the first one that is used
+
+    def part(self, tensor, key):
+        """Our tensor out of the file's."""
+        if self.family == "gpt2" and ".c_" in self.sources[key]:
+            return piece(tensor, key)
+        return tensor[self.unused:] if key == "positions.weight" and tensor.dim() else tensor
+
+
+def layout(folder):
+    """The Layout of a folder, or Refused."""
     folder = Path(folder)
     settings = read_settings(folder)
     family = settings["model_type"]
@@ -102,31 +134,20 @@ def read(folder):
     for key in unfilled(config).state_dict():
         module, leaf = key.rsplit(".", 1)
         sources[key] = names.get(key) or f"{names[module]}.{leaf}"
-
-    def part(tensor, key):
-        if family == "gpt2" and ".c_" in sources[key]:
-            return piece(tensor, key)
-        return tensor[sizes["n_ctx"] - config.n_ctx:] if key == "positions.weight" and tensor.dim() else tensor
-
-    check_fit(folder, config, sources, tensors, part)
-    state = {}
-    for key, name in sources.items():
-        if config.tied and key == "head.decoder.weight":
-            state[key] = state["tokens.weight"]
-        else:
-            state[key] = tensors[name].read(part, key)
-            sound({name: state[key]}, tensors[name].path)
-    return config, state
+    known = Layout(family, settings, config, sources, tensors, sizes["n_ctx"] - config.n_ctx)
+    check_fit(folder, known)
+    return known
 
 
-def check_fit(folder, config, sources, tensors, part):
+def check_fit(folder, known):
     """Refuse tensors that are missing, left over or of another shape than our parameter, before any is read."""
+    sources, tensors = known.sources, known.tensors
     faults = [f"{shown(name)} has no place in this model" for name in tensors if name not in sources.values()]
-    for key, wanted in unfilled(config).state_dict().items():
+    for key, wanted in unfilled(known.config).state_dict().items():
         if (name := sources[key]) not in tensors:
             faults.append(f"{name} is missing")
             continue
-        like, found = tensors[name].like, part(tensors[name].like, key)
+        like, found = tensors[name].like, known.part(tensors[name].like, key)
         if found.shape != wanted.shape:
             which = f" (its part for {key})" if like.dim() != found.dim() or ".c_attn." in name else ""
             faults.append(f"{name} is {tuple(found.shape)}{which}, config.json says {tuple(wanted.shape)}")
@@ -238,6 +259,12 @@ class Stored:
     name: str                    # the file's name for it
     like: torch.Tensor           # on the meta device
 
+    def floating(self):
+        if self.like.dtype not in FLOATS:
+            raise Refused(f"{self.path}: {shown(self.name)} is {self.like.dtype}; weights are float16, bfloat16, "
+                          "float32 or float64 (quantised ones must be dequantised first)")
+        return self
+
     def read(self, part=lambda tensor: tensor, *inputs):
         """part(tensor, *inputs) in float32, in memory of its own: what is written there never reaches the file.
 
@@ -262,15 +289,19 @@ def opened(path):
         raise Refused(f"{path}: cut short, or not a safetensors file ({shown(str(error))})") from None
 
 
+def held(path):
+    """[Stored] of all tensors in a safetensors file."""
+    if pointer(there(path)):
+        raise Refused(f"{path}: a git-lfs pointer, not the file itself (git lfs pull fetches it)")
+    with opened(path) as file:
+        return [Stored(path, name, file.get_tensor(name).to("meta")) for name in file.keys()]
+
+
 def stored_tensors(folder, family):
     """{name: Stored} of one file or of several, without the family's prefix and what is left out."""
     tensors, left_out = {}, []
     for path in weight_files(folder):
-        if pointer(path):
-            raise Refused(f"{path}: a git-lfs pointer, not the file itself (git lfs pull fetches it)")
-        with opened(path) as file:
-            held = [Stored(path, name, file.get_tensor(name).to("meta")) for name in file.keys()]
-        for stored in held:
+        for stored in held(path):
             name = stored.name.removeprefix(PREFIX[family])
             name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
             if OTHER_HEADS.fullmatch(name):
@@ -278,13 +309,10 @@ def stored_tensors(folder, family):
             elif not BUFFERS.fullmatch(name) and not name.startswith(UNTRAINED[family]):
                 if name in tensors:
                     raise Refused(f"{path}: {shown(name)} stands there twice, under two names or in two files")
-                if stored.like.dtype not in FLOATS:
-                    raise Refused(f"{path}: {shown(name)} is {stored.like.dtype}; weights are float16, bfloat16, "
-                                  "float32 or float64 (quantised ones must be dequantised first)")
-                tensors[name] = stored
+                tensors[name] = stored.floating()
     if left_out:
         heads = shown(", ".join(left_out), 200)
-        warnings.warn(f"{folder}: the head of another task is left out: {heads}", stacklevel=3)
+        warnings.warn(f"{folder}: the head of another task is left out: {heads}", stacklevel=4)
     return tensors
 
 
@@ -348,3 +376,78 @@ def bert_names(config, head):
         "mlp.up": "intermediate.dense", "mlp.down": "output.dense"}
     return names | {f"blocks.{n}.{ours}": f"encoder.layer.{n}.{theirs}"
                     for n in range(config.n_layer) for ours, theirs in parts.items()}
+
+
+# ---- writing ----
+
+# A Classifier's modules, and what they are there. A BERT whose base has a pooler uses that one, and GPT-2 needs none.
+CLASSIFIER = {
+    "gpt2": {"head.out": "score"},
+    "bert": {"head.out": "classifier", "head.new_pooler.dense": "bert.pooler.dense"},
+    "roberta": {"head.out": "classifier.out_proj", "head.new_pooler.dense": "classifier.dense"}}
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+             "merges.txt", "vocab.txt")
+
+
+def class_of(model, family):
+    """The name of the class in transformers that has this model's head."""
+    head = "Model" if model.config.lm_head == "none" else "LMHeadModel" if family == "gpt2" else "ForMaskedLM"
+    head = "ForSequenceClassification" if isinstance(model.head, Classifier) else head
+    return {"gpt2": "GPT2", "bert": "Bert", "roberta": "Roberta"}[family] + head
+
+
+def head_tensors(model, family):
+    """{their name: tensor} of a Classifier, {} without one. Refuses a bias for GPT-2's, which has none there."""
+    state = model.state_dict() if isinstance(model.head, Classifier) else {}
+    found = {f"{theirs}.{leaf}": state[f"{ours}.{leaf}"] for ours, theirs in CLASSIFIER[family].items()
+             for leaf in ("weight", "bias") if f"{ours}.{leaf}" in state}
+    if family == "gpt2" and found and found.pop("score.bias").any():
+        raise Refused("its classifier has a bias, and GPT-2's in transformers, `score`, has none; without it the "
+                      "answers would be others")
+    return found
+
+
+def head_settings(known, labels):
+    """What config.json says about a classifier with these labels; {} without any."""
+    found = {"num_labels": len(labels), "id2label": dict(enumerate(labels)),
+             "label2id": {label: n for n, label in enumerate(labels)}} if labels else {}
+    if found and known.family == "gpt2":  # there the last token of a text is found by its pads
+        found["pad_token_id"] = known.settings.get("pad_token_id", known.settings.get("eos_token_id"))
+    return found
+
+
+def write(folder, model, base, labels=()):
+    """Write a plain model of the folder `base` as a folder like it; `labels` are the names of its classes, if any.
+
+    Tensors keep their precision. What `read` leaves out of the base's file is not in the new one.
+    """
+    folder, known, state = empty(folder), layout(base), model.state_dict()
+    tensors, parts = head_tensors(model, known.family), {}
+    for key, name in known.sources.items():
+        if key in state and (name not in parts or ".c_attn." in name):  # a tied one is there already
+            parts.setdefault(name, []).append(state[key])
+    for name, pieces in parts.items():
+        whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]                    # query, key, value
+        if known.unused and name == known.sources["positions.weight"]:
+            whole = torch.cat([known.tensors[name].read(lambda rows: rows[:known.unused]).to(whole), whole])
+        full = name if name.startswith(("lm_head.", "cls.")) else PREFIX[known.family] + name
+        tensors[full] = whole.t() if known.family == "gpt2" and ".c_" in name else whole  # GPT-2: (in, out)
+    settings = json_of(Path(base) / "config.json") | head_settings(known, labels) | {
+        "architectures": [class_of(model, known.family)], "dtype": str(whole.dtype).removeprefix("torch.")}
+    store(folder / "model.safetensors", tensors)
+    for path in (Path(base) / name for name in TOKENIZER):
+        if path.exists():
+            replace(folder / path.name, lambda part: shutil.copyfile(path, part))
+    for key in ("_name_or_path", "torch_dtype", "problem_type"):  # of the base, or an older name of dtype
+        settings.pop(key, None)
+    save_json(folder / "config.json", settings)  # last: a folder without it is none
+
+
+def store(path, tensors):
+    """Write {name: tensor} as a safetensors file, whole or not at all."""
+    try:
+        from safetensors.torch import save_file
+    except ImportError:
+        raise Refused("writing a checkpoint needs safetensors: pip install safetensors") from None
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    replace(path, lambda part: save_file(tensors, part, {"format": "pt"}))

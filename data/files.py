@@ -6,7 +6,8 @@
     tensors(path)                      what torch.save has written: tensors, numbers and strings, nothing else
     sound(tensors, path)               floating, finite, dense
     replace(path, write)               whole or not at all, beside others who write the same name
-    save(path, content)                so, by torch.save
+    save(path, content)                so, by torch.save; save_json(path, content) as JSON
+    empty(folder)                      a folder to write into, where nothing is yet
 """
 
 import io
@@ -164,3 +165,15 @@ def save(path, content):
     buffer = io.BytesIO()
     torch.save(content, buffer)
     replace(path, lambda part: part.write_bytes(buffer.getbuffer()))
+
+
+def save_json(path, content):
+    written = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    replace(path, lambda part: part.write_text(written, encoding="utf-8"))
+
+
+def empty(folder):
+    """The path of a folder that is new or empty, so that nothing is overwritten."""
+    if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+        raise Refused(f"{folder}: is there already; name a new or an empty folder")
+    return Path(folder)
