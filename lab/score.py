@@ -1,6 +1,10 @@
-"""`eval.py score FILE`: rebuild base and delta from a saved file, score them, and show some answers."""
+"""`eval.py score FILE ...`: rebuild base and delta from a saved file, score them, and show some answers.
+
+Several files take turns on one base, which is loaded once: a switch is what the next delta takes.
+"""
 
 import copy
+import time
 from dataclasses import fields
 from os.path import isdir
 from pathlib import Path
@@ -9,14 +13,15 @@ import torch
 
 import train
 from data import tasks
-from data.bases import SHAPES
+from data.bases import SHAPES, load_base
 from data.files import field, shown
-from deltas import load, merge, methods, read
+from deltas import detach, fingerprint, load, merge, methods, own_parameters, read
 from harness import results
 from harness.settings import Parser, Settings
 from model import Refused
 
 LONGEST = 2000  # characters of a text that is shown
+
 
 def settings_of(path, **now):
     """The Settings of the run that saved a delta file; now: `base` and `data`, folders that have moved, or None."""
@@ -52,15 +57,60 @@ def folders(path, content):
     return {name: value if value is None or known or value in SHAPES else f"<{value}>" for name, value in found.items()}
 
 
-def rebuild(path, settings=None):
+class Base:
+    """A base in memory; where `several` deltas take turns on it, it is itself again between them.
+
+    `ms` is the time of loading it, `bytes` its size.
+    """
+
+    def __init__(self, settings, several=False):
+        begin, self.several = time.perf_counter(), several
+        torch.manual_seed(settings.seed)  # so that a run from scratch starts from the same random weights again
+        model, self.tokenizer = load_base(settings.base, settings.scratch)
+        self.model, self.config = model.to(settings.device).eval(), model.config
+        self.ms, self.bytes = 1000 * (time.perf_counter() - begin), sum(p.nbytes for p in model.parameters())
+        self.mark = self.fingerprint() if several else None
+        self.known = {self.mark}
+
+    def fingerprint(self):
+        return fingerprint(own_parameters(self.model), self.config)
+
+    def task(self, path, settings):
+        """The task that the delta in the file was trained on."""
+        task = tasks.load_task(settings.task, self.tokenizer, self.config, settings.data, settings.examples,
+                               settings.seed)
+        same(path, task)
+        return task
+
+    def switch(self, path, settings):
+        """The model with the delta of this file, in the precision of its run, and the milliseconds that it took."""
+        begin = time.perf_counter()
+        self.plain()
+        self.model = load(path, self.model, restorable=self.several, known=self.known).eval()
+        train.to_precision(self.model, settings.dtype)
+        self.known.add(self.model.base_fingerprint)
+        return self.model, 1000 * (time.perf_counter() - begin)
+
+    def plain(self):
+        """No delta any more."""
+        if getattr(self.model, "delta", None) is not None:
+            self.model = detach(self.model)
+
+
+def rebuild(path):
     """(model, tokenizer, task) of a delta file, in the precision of its run."""
-    settings = settings or settings_of(path, base=None, data=None)
-    torch.manual_seed(settings.seed)  # so that a run from scratch starts from the same random weights again
-    model, tokenizer, task = train.prepare(settings)
-    same(path, task)
-    model = load(path, model).eval()
-    train.to_precision(model, settings.dtype)
-    return model, tokenizer, task
+    settings = settings_of(path, base=None, data=None)
+    base = Base(settings)
+    task = base.task(path, settings)
+    return base.switch(path, settings)[0], base.tokenizer, task
+
+
+def one_base(paths, every):
+    """Refuse files whose runs had not one base."""
+    names = [shown(settings.base, 300) + " from random weights" * settings.scratch for settings in every]
+    for path, name in zip(paths, names):
+        if name != names[0]:
+            raise Refused(f"{path}: its base is {name}, and that of {paths[0]} is {names[0]}; deltas take turns on one")
 
 
 def same(path, task):
@@ -103,7 +153,7 @@ def show(examples, predicted, number):
 
 def main(argv):
     parser = Parser("eval.py score", __doc__)
-    parser.add_argument("file", metavar="FILE", help="a delta that train.py has saved")
+    parser.add_argument("file", metavar="FILE", nargs="+", help="a delta that train.py has saved; several on one base")
     parser.add_argument("--split", choices=("dev", "test"), help="[test, or dev where there is no test]")
     parser.add_argument("--base", help="the checkpoint's folder, if it has moved", metavar="DIR")
     parser.add_argument("--data", help="the folder of the data, if it has moved", metavar="DIR")
@@ -113,23 +163,40 @@ def main(argv):
     args = parser.parse_args(argv)
     if args.show < 0:
         raise Refused(f"--show {args.show}: a number of examples, 0 or more")
-    settings = settings_of(args.file, base=args.base, data=args.data)
-    model, tokenizer, task = rebuild(args.file, settings)
+    every = [settings_of(path, base=args.base, data=args.data) for path in args.file]
+    one_base(args.file, every)
+    base = Base(every[0], several=len(every) > 1)
+    for path, settings in zip(args.file, every):
+        score(path, settings, base, args)
+    if base.several:
+        base.plain()
+        if base.fingerprint() != base.mark:
+            raise AssertionError("the base has changed")
+        print(f"\nbase       loaded once, in {base.ms:.1f} ms: {base.bytes:,} bytes, the same bit for bit after "
+              f"{len(every)} deltas")
+
+
+def score(path, settings, base, args):
+    """Score the delta of one file on a Base, and print what there is to say of it."""
+    task, size = base.task(path, settings), Path(path).stat().st_size
     if not task.metric:
-        raise Refused(f"{args.file}: pretraining has no score; `python -m data.bases keep` probes what it learned")
+        raise Refused(f"{path}: pretraining has no score; `python -m data.bases keep` probes what it learned")
     split = args.split or ("test" if task.test else "dev")
     examples = getattr(task, split)
     if not examples:
         raise Refused(f"--split {split}: this task has no such file")
-    print(f"file       {shown(args.file, LONGEST)}, {Path(args.file).stat().st_size:,} bytes\nmethod     {model.delta}")
+    model, ms = base.switch(path, settings)
+    print(f"file       {shown(path, LONGEST)}, {size:,} bytes\nmethod     {model.delta}")
+    if base.several:
+        print(f"switch     {ms:.1f} ms, {size:,} bytes; the base alone {base.ms:.1f} ms, {base.bytes:,} bytes")
     if args.merge:
         merged = merge(copy.deepcopy(model))
         with settings.precision():
-            far = apart(model, merged, task, tokenizer.pad)
+            far = apart(model, merged, task, base.tokenizer.pad)
         print(f"merged     the logits of {type(merged).__name__} with plain weights are at most {far:.2g} away")
         model = merged
     with settings.precision():
-        predicted = tasks.predictions(model, task, examples, tokenizer)
+        predicted = tasks.predictions(model, task, examples, base.tokenizer)
     print(f"score      {tasks.score(task, examples, predicted):.2f} % {task.metric} on {len(examples)} of {split}")
     if not task.labels:
         print(f"           {bleu(examples, predicted)}")

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +150,27 @@ def test_label_words_must_be_the_tokens_that_the_delta_was_trained_on(saved, mon
     monkeypatch.setattr(tasks, "load_task", turned)
     with pytest.raises(Refused, match="trained on a task whose tokens of label words are"):
         score.main([str(saved["sentiment"][1])])
+
+
+def test_several_deltas_take_turns_on_one_base_that_is_loaded_once(saved, tmp_path, capsys, monkeypatch):
+    """Label words, own classes, written text; one in bfloat16: between them the base is whole again."""
+    loaded, load_base = [], score.load_base
+    monkeypatch.setattr(score, "load_base", lambda *given: loaded.append(given) or load_base(*given))
+    made = settings_of("bitfit", base="gpt-xs", task="rating", steps=4, examples=8, device="cpu", dtype="bfloat16")
+    rating = train.run_once(made, tmp_path, report.quiet), tmp_path / made.file
+    turns = [saved["sentiment"], saved["own"], rating, saved["describe"], saved["sentiment"]]
+    shown = lines(capsys, "--show", "0", *(file for _, file in turns))
+    assert loaded == [("gpt-xs", False)]
+    assert [line.split()[1] for line in shown if line.startswith("score ")] == [
+        f"{record['score']:.2f}" for record, _ in turns]
+    switches = [line for line in shown if line.startswith("switch ")]
+    assert len(switches) == 5 and f"{rating[0]['stored_bytes']:,} bytes; the base alone" in switches[2]
+    assert shown[-1].endswith("ms: 441,600 bytes, the same bit for bit after 5 deltas"), shown[-1]
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="the base has changed"):
+        patch.setattr(score.Base, "fingerprint", lambda self: str(time.perf_counter()))
+        score.main([str(saved["own"][1])] * 2)
+    with pytest.raises(Refused, match=f"{saved['scratch'][1].name}: its base is gpt-xs from random weights, and that"):
+        score.main([str(saved["own"][1]), str(saved["scratch"][1])])
 
 
 def test_a_run_in_bfloat16_is_scored_in_bfloat16(saved, tmp_path, capsys):
