@@ -172,8 +172,8 @@ def detach(model):
     head = head_parameters(model)
     lost = [p for p, _, dtype in before.parameters if id(p) not in head and (p.requires_grad or p.dtype != dtype)]
     if lost and before.values is None:
-        raise Refused(f"{model.delta} cannot be detached: tensors of the base itself ({len(lost)}) were trained or cast, "
-                      "and no copy was kept; attach or load it with restorable=True, or load a fresh base")
+        raise Refused(f"{model.delta} cannot be detached: tensors of the base itself ({len(lost)}) were trained or "
+                      "cast, and no copy was kept; attach or load it with restorable=True, or load a fresh base")
     model.delta = model.before = None
     return before.restore(next(module for module in model.modules() if isinstance(module, Transformer)))
 
@@ -326,7 +326,8 @@ def load(path, model, restorable=False, known=()):
     that is `known` to be this base's need not be taken again, which takes longer than all the rest.
     """
     if getattr(model, "delta", None) is not None:
-        raise Refused(f"this model carries a delta already ({model.delta}); detach it, or load {path} into a fresh base")
+        raise Refused(f"this model carries a delta already ({model.delta}); detach it, or load {path} into a fresh "
+                      "base")
     content = read(path)
     if content["format"] == 1:
         warnings.warn(f"{path}: an older file, which proves its base's parameters but not its Config", stacklevel=2)

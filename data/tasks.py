@@ -321,16 +321,20 @@ def loss(model, task, batch):
 
 
 @torch.no_grad()
-def dev_score(model, task, examples, pad, batch_size=64):
-    """What training watches, in percent: accuracy, or the typical probability of a word, exp(-loss)."""
+def dev_score(model, task, examples, pad, total=list, batch_size=64):
+    """What training watches, in percent: accuracy, or the typical probability of a word, exp(-loss).
+
+    Where several processes have a part of the examples each, `total` adds up the counts of all.
+    """
     device = next(model.parameters()).device
-    right = total = nats = 0
+    right = nats = words = 0
     for _, *batch in batches(examples, batch_size, pad):
         logits, wanted = answer(model, task, *(t.to(device) for t in batch))
         right += (logits.argmax(dim=-1) == wanted).sum().item()
         nats += F.cross_entropy(logits.float(), wanted, reduction="sum").item()
-        total += len(wanted)
-    return 100 * right / total if task.labels else 100 * float(torch.tensor(-nats / total).exp())
+        words += len(wanted)
+    right, nats, words = total([right, nats, words])
+    return 100 * right / words if task.labels else 100 * float(torch.tensor(-nats / words).exp())
 
 
 @torch.no_grad()
