@@ -55,6 +55,8 @@ class Task:
     about: str = ""
     stop: int = None                # the token that ends a generated text
     cut: int = 0                    # texts that were longer than the model reads
+    encoder: object = None          # the Encoder that made the examples
+    ask: object = None              # ask(text) -> the Example of a new text; ask(text, answer) where text is written
 
     @property
     def classes(self):
@@ -219,7 +221,8 @@ def label_task(name, splits, encoder, labels, words, template, about=""):
     number = {label: i for i, label in enumerate(labels)}
     made = {split: [make(text, answers, number[answers[0]]) for text, answers in rows]
             for split, rows in splits.items()}
-    return Task(name, **made, labels=labels, words=words, about=about, cut=encoder.cut)
+    return Task(name, **made, labels=labels, words=words, about=about, cut=encoder.cut, encoder=encoder,
+                ask=lambda text: make(text, [], 0))
 
 
 def label_words(encoder, labels, words, before):
@@ -242,7 +245,9 @@ def text_task(name, splits, encoder, metric, about=""):
         raise Refused(f"task {name!r} is writing text, and this base's tokenizer has no token that ends one")
     made = {split: [encoder.completed(prompt, answers) for prompt, answers in rows]
             for split, rows in splits.items()}
-    return Task(name, **made, metric=metric, about=about, stop=encoder.tokenizer.eos, cut=encoder.cut)
+    longest = max((answers[0] for _, answers in splits["train"]), key=len)  # so much room is left for an answer
+    return Task(name, **made, metric=metric, about=about, stop=encoder.tokenizer.eos, cut=encoder.cut, encoder=encoder,
+                ask=lambda text, answer=longest: encoder.completed(text, [answer]))
 
 
 def corpus_task(encoder, examples, seed):

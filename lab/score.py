@@ -1,15 +1,25 @@
 """`eval.py score FILE ...`: rebuild base and delta from a saved file, score them, and show some answers.
 
-Several files take turns on one base, which is loaded once: a switch is what the next delta takes.
+Several files take turns on one base, which is loaded once: a switch is what the next delta takes. With --text, or
+one text a line on standard input, the answer and its probability are printed for each, and nothing else:
+
+    python eval.py score FILE --text "the soup was cold"
+    cat lines.txt | python eval.py score FILE > answers.tsv
+
+The probability is that of the label among all labels; of a written text, that of a word of it, typically.
 """
 
 import copy
+import os
+import stat
+import sys
 import time
 from dataclasses import fields
 from os.path import isdir
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 import train
 from data import tasks
@@ -144,6 +154,66 @@ def bleu(examples, predicted):
     return f"BLEU {sacrebleu.corpus_bleu(list(map(tasks.spaced, predicted)), references).score:.1f}"
 
 
+def piped():
+    """The lines that reach this command through a pipe or from a file; none from a terminal or from nowhere."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:  # closed
+        return []
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+        return []
+    print("texts      from standard input, one a line", file=sys.stderr)
+    with open(0, "rb", closefd=False) as file:
+        content = file.read()
+    try:
+        return content.decode("utf-8-sig").removesuffix("\n").split("\n") if content else []
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise Refused(f"standard input: not UTF-8 (line {line})") from None
+
+
+def tell(path, settings, base, texts, merged):
+    """Print for each text the answer of the delta in the file, and its probability, with a tab between."""
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise Refused(f"text {number} of {len(texts):,}: it is empty")
+    task = base.task(path, settings)
+    if not task.metric:
+        raise Refused(f"{path}: a pretrained base, which answers nothing")
+    model, begin = base.switch(path, settings)[0], time.perf_counter()
+    model = merge(model) if merged else model
+    for start in range(0, len(texts), 8192):
+        examples = [task.ask(text) for text in texts[start:start + 8192]]
+        with settings.precision():
+            for answer, probability in answers(model, task, examples, base.tokenizer):
+                print(f"{shown(answer, LONGEST)}\t{probability:.4f}")
+    speed, cut = len(texts) / (time.perf_counter() - begin), task.encoder.cut - task.cut
+    print(f"{len(texts):,} texts, {speed:,.0f} a second, by {settings.delta} in {settings.dtype} on {settings.device}"
+          + f"; {cut} were cut to what the model reads" * (cut > 0), file=sys.stderr)
+
+
+@torch.no_grad()
+def answers(model, task, examples, tokenizer):
+    """[(answer, probability)] of examples that task.ask has made, in batches of similar length."""
+    found, device = [None] * len(examples), next(model.parameters()).device
+    if not task.labels:
+        written = tasks.predictions(model, task, examples, tokenizer)
+        examples = [task.ask(e.text, answer) for e, answer in zip(examples, written)]
+    for group, *batch in tasks.batches(examples, 64, tokenizer.pad):
+        ids, keep, targets = (t.to(device) for t in batch)
+        logits, wanted = tasks.answer(model, task, ids, keep, targets)
+        if task.labels:
+            likely, best = logits.float().softmax(dim=-1).max(dim=-1)                  # (B,), (B,)
+            said = [task.labels[i] for i in best.tolist()]
+        else:
+            nats = F.cross_entropy(logits.float(), wanted, reduction="none")           # (N,), text after text
+            likely = torch.stack([(-one.mean()).exp() for one in nats.split((targets != -100).sum(dim=1).tolist())])
+            said = [written[i] for i in group]
+        for i, *one in zip(group, said, likely.tolist()):
+            found[i] = tuple(one)
+    return found
+
+
 def show(examples, predicted, number):
     for example, answer in list(zip(examples, predicted))[:number]:
         mark, lines = "=" if answer in example.answers else "x", (example.text, example.answers[0], answer)
@@ -154,6 +224,7 @@ def show(examples, predicted, number):
 def main(argv):
     parser = Parser("eval.py score", __doc__)
     parser.add_argument("file", metavar="FILE", nargs="+", help="a delta that train.py has saved; several on one base")
+    parser.add_argument("--text", help="answer this text instead; or one text a line on standard input")
     parser.add_argument("--split", choices=("dev", "test"), help="[test, or dev where there is no test]")
     parser.add_argument("--base", help="the checkpoint's folder, if it has moved", metavar="DIR")
     parser.add_argument("--data", help="the folder of the data, if it has moved", metavar="DIR")
@@ -163,9 +234,15 @@ def main(argv):
     args = parser.parse_args(argv)
     if args.show < 0:
         raise Refused(f"--show {args.show}: a number of examples, 0 or more")
+    texts = [args.text] if args.text is not None else piped()
+    if texts and (args.split or len(args.file) > 1):
+        more = f"--split {args.split}" if args.split else args.file[1]
+        raise Refused(f"{more}: texts are answered by one FILE alone")
     every = [settings_of(path, base=args.base, data=args.data) for path in args.file]
     one_base(args.file, every)
     base = Base(every[0], several=len(every) > 1)
+    if texts:
+        return tell(args.file[0], every[0], base, texts, args.merge)
     for path, settings in zip(args.file, every):
         score(path, settings, base, args)
     if base.several:

@@ -139,7 +139,7 @@ def test_a_model_carries_one_delta_at_a_time(tmp_path):
     model = attach(Toy(size=2.0), base())
     save(tmp_path / "x.pt", attach(BitFit(), base()))
     for call in (lambda: attach(BitFit(), model), lambda: load(tmp_path / "x.pt", model)):
-        with pytest.raises(ValueError, match=r"carries a delta already \(Toy\(size=2.0\)\); detach it, or load .*fresh base"):
+        with pytest.raises(ValueError, match=r"a delta already \(Toy\(size=2.0\)\); detach it, or load .*fresh base"):
             call()
     assert list(trainable(model)) == ["prompt.vector"], "the refusal did nothing"
 
@@ -185,7 +185,7 @@ def test_training_keeps_no_copy_of_anything():
 
 
 def test_three_files_take_turns_on_one_base(tmp_path):
-    """A cloze, four classes, two classes: the LM head comes back in between, and each answers as in a base of its own."""
+    """A cloze, four classes, two classes: the LM head comes back in between, and each answers as on its own base."""
     files, plain, known = {}, base(), set()
     for i, (delta, classes) in enumerate(((LoRA(rank=2), 0), (BitFit(), 4), (methods()["full"](), 2))):
         model = attach(delta, base(classes))
