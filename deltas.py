@@ -170,7 +170,7 @@ def detach(model):
     if before is None:
         raise Refused("nothing to detach: no delta is attached, or it has been merged already")
     head = head_parameters(model)
-    lost = [p for p, _, dtype in before.parameters if id(p) not in head and (p.requires_grad or p.dtype != dtype)]
+    lost = [p for p, _, dtype in before.parameters if (p.requires_grad or p.dtype != dtype) and id(p) not in head]
     if lost and before.values is None:
         raise Refused(f"{model.delta} cannot be detached: tensors of the base itself ({len(lost)}) were trained or "
                       "cast, and no copy was kept; attach or load it with restorable=True, or load a fresh base")

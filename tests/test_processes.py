@@ -15,7 +15,7 @@ from data import files, tasks
 from deltas import methods, read
 from harness import processes, report, results, state
 from harness.settings import Settings
-from test_laws import mixed
+from model import Refused
 
 HERE = Path(__file__).parent
 CHOICE = {"base": "gpt-xs", "steps": 4, "examples": 10, "batch_size": 5, "device": "cpu"}
@@ -40,9 +40,10 @@ def pair(tmp_path_factory):
 
 def test_two_processes_have_the_losses_gradients_and_scores_of_one_for_every_technique(pair):
     """Batches of three, three and one text: two and one for the processes, or one and none. float32 has the loss."""
-    first, second = (torch.load(pair[1] / f"{rank}.pt") for rank in (0, 1))
-    for case, mine, other in zip(mixed(), first, second, strict=True):
-        curve, steps = together.trained(case)
+    (_, first), (_, second) = (torch.load(pair[1] / f"{rank}.pt") for rank in (0, 1))
+    unused = set()
+    for (case, model, classes), mine, other in zip(together.models(), first, second, strict=True):
+        curve, steps = together.trained(model, classes)
         dev, both = ([score for _, score in points] for points in (curve, mine[0]))
         assert mine[0] == other[0] and both == pytest.approx(dev, abs=1e-4), f"{case}: dev is shared out and collected"
         for step, (one, two, alone) in enumerate(zip(mine[1], other[1], steps, strict=True), 1):
@@ -51,9 +52,25 @@ def test_two_processes_have_the_losses_gradients_and_scores_of_one_for_every_tec
                 where = f"{case}, step {step}, {name}"
                 if gradient is None:
                     assert one[1][name] is two[1][name] is None, f"{where}: what nobody uses has no gradient"
+                    unused.add(name)
                     continue
                 assert torch.equal(one[1][name], two[1][name]), f"{where}: one and the same in both processes"
                 assert (one[1][name] - gradient).abs().max() < 1e-5, f"{where}: the gradient of the batch"
+    assert unused == {"pooler.dense.bias"}
+
+
+def test_all_go_on_from_the_first_ones_delta_and_its_base_or_not_at_all(pair, monkeypatch):
+    """The second process has drawn another one."""
+    (first, _), (second, _) = (torch.load(pair[1] / f"{rank}.pt") for rank in (0, 1))
+    drawn, other = together.begun(0), together.begun(1)
+    for name, tensor in drawn.items():
+        assert torch.equal(first[name], tensor) and torch.equal(second[name], tensor), name
+    assert {name for name in drawn if not torch.equal(drawn[name], other[name])} == {"project.places"} | {
+        name for name in drawn if name.endswith(".A")}, "else the lines above would prove nothing"
+    for name, is_now in (("number", 2), ("rank", 1), ("from_first", "another base")):
+        monkeypatch.setattr(processes, name, lambda *_, is_now=is_now: is_now)
+    with pytest.raises(Refused, match="process 1: its base is not the one that the first process has"):
+        together.begun(1)
 
 
 def test_the_first_process_prints_and_writes_what_one_would(pair, tmp_path, monkeypatch):

@@ -16,10 +16,15 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import train
 from data import tasks
 from data.tasks import Example, Task
-from deltas import trainable
+from deltas import attach, kept, trainable
 from harness import boundary, processes, report
 from harness.settings import Settings
+from methods.bitfit import BitFit
+from methods.lora import LoRA
+from methods.mask import Mask
+from model import Transformer
 from test_laws import BASES, mixed
+from tiny import BERT, GPT, stirred
 
 SIZES = {"dev": 9, "test": 14}
 
@@ -35,10 +40,16 @@ def task(classes):
     return Task("words", made, made[:5], [], metric="")
 
 
-def trained(case):
-    """(curve, [(loss, {name: gradient or None}) of each step]) of a technique on a tiny base, seven texts twice."""
+def models():
+    """(name, tiny model with a delta, classes) of every technique; and of biases on no way to a logit, the pooler's."""
+    for case in mixed():
+        yield str(case), case.fresh().double(), BASES[case.base][1]
+    yield "a pooler that an LM head does not read", stirred(BERT, BitFit()), 0
+
+
+def trained(model, classes):
+    """(curve, [(loss, {name: gradient or None}) of each step]) of a tiny model, seven texts twice."""
     steps, add_up = [], processes.add_up
-    model = case.fresh().double()
 
     def noted(loss, share, parameters):
         loss = add_up(loss, share, parameters)
@@ -47,11 +58,24 @@ def trained(case):
         return loss
     processes.add_up = noted
     try:
-        settings = Settings(case.delta, base="gpt-xs", steps=6, batch_size=3, lr=1e-2, device="cpu")
-        curve, _ = train.train(model, task(BASES[case.base][1]), 0, settings, report.quiet)
+        settings = Settings(model.delta, base="gpt-xs", steps=6, batch_size=3, lr=1e-2, device="cpu")
+        curve, _ = train.train(model, task(classes), 0, settings, report.quiet)
     finally:
         processes.add_up = add_up
     return curve, steps
+
+
+def begun(seed):
+    """{name: tensor} of deltas that were drawn with a seed, a mask's places too, once all have begun together."""
+    tensors = {}
+    for delta in (LoRA(), Mask(by="random", k=31)):
+        torch.manual_seed(0)
+        base = Transformer(GPT)
+        torch.manual_seed(seed)
+        model = attach(delta, base)
+        processes.start(model, report.quiet)
+        tensors |= trainable(model) | kept(model)
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def killed(step, folder, at=17):
@@ -76,5 +100,5 @@ if __name__ == "__main__":
     if mode == "kill":
         torch.optim.AdamW.step = killed(torch.optim.AdamW.step, folder)
     boundary.run(train.main)
-    found = [trained(case) for case in mixed()]
-    torch.save(found, folder / f"{processes.rank()}.pt")
+    found = [trained(model, classes) for _, model, classes in models()]
+    torch.save((begun(processes.rank()), found), folder / f"{processes.rank()}.pt")
