@@ -29,7 +29,9 @@ def begin(device):
     if not dist.is_available() or not dist.is_torchelastic_launched():
         return
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if (place := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
+            raise Refused(f"--nproc_per_node: {torch.cuda.device_count()} at most, as many as GPUs; or --device cpu")
+        torch.cuda.set_device(place)
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     atexit.register(dist.destroy_process_group)
     if not first():
@@ -88,7 +90,7 @@ def add_up(loss, share, parameters):
     flat = share * torch.cat([t.flatten() for t in (loss, used, *gradients)])
     dist.all_reduce(flat)
     loss, used, *gradients = flat.split([1, len(used), *(p.numel() for p in parameters)])
-    for p, count, gradient in zip(parameters, used, gradients):
+    for p, count, gradient in zip(parameters, used.tolist(), gradients):
         p.grad = gradient.view_as(p) if count > 0 else None
     return loss
 
