@@ -263,7 +263,7 @@ def score(path, settings, base, args):
     if not examples:
         raise Refused(f"--split {split}: this task has no such file")
     model, ms = base.switch(path, settings)
-    print(f"file       {shown(path, LONGEST)}, {size:,} bytes\nmethod     {model.delta}")
+    print(f"file       {shown(path, LONGEST)}, {size:,} bytes\nmethod     {model.delta}, in {settings.dtype}")
     if base.several:
         print(f"switch     {ms:.1f} ms, {size:,} bytes; the base alone {base.ms:.1f} ms, {base.bytes:,} bytes")
     if args.merge:
