@@ -55,8 +55,8 @@ class Task:
     about: str = ""
     stop: int = None                # the token that ends a generated text
     cut: int = 0                    # texts that were longer than the model reads
-    encoder: object = None          # the Encoder that made the examples
-    ask: object = None              # ask(text) -> the Example of a new text; ask(text, answer) where text is written
+    encoder: object = field(default=None, compare=False)  # what made the examples
+    ask: object = field(default=None, compare=False)      # a new text -> its Example; where text is written, and answer
 
     @property
     def classes(self):
