@@ -188,7 +188,8 @@ def tell(path, settings, base, texts, merged):
             for answer, probability in answers(model, task, examples, base.tokenizer):
                 print(f"{shown(answer, LONGEST)}\t{probability:.4f}")
     speed, cut = len(texts) / (time.perf_counter() - begin), task.encoder.cut - task.cut
-    print(f"{len(texts):,} texts, {speed:,.0f} a second, by {settings.delta} in {settings.dtype} on {settings.device}"
+    how = f"by {settings.delta} in {settings.dtype} on {settings.device}"
+    print(f"answered   {len(texts):,}, {speed:,.0f} a second, {how}"
           + f"; {cut} were cut to what the model reads" * (cut > 0), file=sys.stderr)
 
 

@@ -210,7 +210,7 @@ def test_texts_on_standard_input_are_answered_line_by_line(saved, capsys, standa
             best, chance = alone(model, task, tokenizer.encode(text + template), task.words)
             answer, probability = line.split("\t")
             assert answer == task.labels[best] and float(probability) == pytest.approx(chance, abs=1e-4), (name, text)
-        assert re.search(r"3 texts, [\d,]+ a second, by LoRA.* in float32 on cpu\n$", shown.err), shown.err
+        assert re.search(r"answered   3, [\d,]+ a second, by LoRA.* in float32 on cpu\n$", shown.err), shown.err
         os.lseek(0, 0, os.SEEK_SET)
 
 
