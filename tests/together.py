@@ -48,7 +48,7 @@ def models():
 
 
 def trained(model, classes):
-    """(curve, [(loss, {name: gradient or None}) of each step]) of a tiny model, seven texts twice."""
+    """(curve, [(loss, {name: gradient or None}) of each step]) of a tiny model, seven texts once."""
     steps, add_up = [], processes.add_up
 
     def noted(loss, share, parameters):
@@ -58,7 +58,7 @@ def trained(model, classes):
         return loss
     processes.add_up = noted
     try:
-        settings = Settings(model.delta, base="gpt-xs", steps=6, batch_size=3, lr=1e-2, device="cpu")
+        settings = Settings(model.delta, base="gpt-xs", steps=3, batch_size=3, lr=1e-2, device="cpu")
         curve, _ = train.train(model, task(classes), 0, settings, report.quiet)
     finally:
         processes.add_up = add_up
