@@ -7,6 +7,7 @@
     count(model)                                         parameters of base, delta and head
     save(path, model);  model = load(path, base)         the delta alone, tied to its base by a fingerprint
     model = merge(model)                                 fold it into plain weights, where that is possible
+    base = detach(model)                                 or take it off again: another one may come
 
 Whatever requires a gradient after `attach` is what is optimised, counted and saved; beside it a delta may keep
 places, which are saved and not trained. No parameter is ever recognised by its name, and no technique contains
@@ -26,7 +27,7 @@ from typing import ClassVar
 import torch
 
 from data import files
-from model import Classifier, Refused
+from model import Classifier, Refused, Transformer
 
 
 def methods():
@@ -140,39 +141,82 @@ class Count:
         return 100 * self.delta / self.base
 
 
-def attach(delta, model):
+def attach(delta, model, restorable=False, mark=None):
     """Freeze `model`, let `delta` in, and return the model to call from now on.
 
-    The base is noted first: its size, its fingerprint, its names and shapes. A Classifier is trained with
-    every technique, and counted apart.
+    The base is noted first: its size, its fingerprint (`mark`, if that is known), its names and shapes. A Classifier
+    is trained with every technique, and counted apart. `restorable` costs a copy of what trains, see `detach`.
     """
     if getattr(model, "delta", None) is not None:
-        raise Refused(f"this model carries a delta already ({model.delta}); load a fresh base")
-    mark, shapes = fingerprint(own_parameters(model), model.config), shapes_of(model)
-    with as_before_if_refused(model):
+        raise Refused(f"this model carries a delta already ({model.delta}); detach it, or load a fresh base")
+    mark, shapes = mark or fingerprint(own_parameters(model), model.config), shapes_of(model)
+    with as_before_if_refused(model) as before:
         model.requires_grad_(False)
         model = delta.attach(model)
     if isinstance(model.head, Classifier):
         model.head.requires_grad_(True)
     model.delta, model.base_fingerprint, model.base_shapes = delta, mark, shapes
-    model.base_size = sum(math.prod(shape) for shape in shapes.values())
+    model.base_size, model.before = sum(math.prod(shape) for shape in shapes.values()), before.keep(restorable)
     return model
+
+
+def detach(model):
+    """Take the delta off: the base as it was before `attach` or `load`, bit for bit, free for another delta.
+
+    Slots are empty again, wrappers gone, flags as they were. Where tensors of the base itself were trained, or cast to
+    another precision, it takes the copy of them that only a `restorable` attach or load has kept; else it is Refused.
+    """
+    before = getattr(model, "before", None)
+    if before is None:
+        raise Refused("nothing to detach: no delta is attached, or it has been merged already")
+    head = head_parameters(model)
+    lost = [p for p, _, dtype in before.parameters if (p.requires_grad or p.dtype != dtype) and id(p) not in head]
+    if lost and before.values is None:
+        raise Refused(f"{model.delta} cannot be detached: tensors of the base itself ({len(lost)}) were trained or "
+                      "cast, and no copy was kept; attach or load it with restorable=True, or load a fresh base")
+    model.delta = model.before = None
+    return before.restore(next(module for module in model.modules() if isinstance(module, Transformer)))
+
+
+class Before:
+    """A model before a delta came in, without a copy of it: its modules, its Config, what requires a gradient.
+
+    It does not hold the model itself, which holds it: Python would free such a circle late.
+    """
+
+    values = None  # a value for each parameter, where they are kept
+
+    def __init__(self, model):
+        self.config, self.children = model.config, dict(model._modules)
+        self.modules = [(m, dict(m._modules)) for m in model.modules() if m is not model]
+        self.parameters = [(p, p.requires_grad, p.dtype) for p in model.parameters()]
+
+    def keep(self, restorable):
+        """Copy what requires a gradient by now; of what is frozen the tensor itself will do."""
+        if restorable:
+            self.values = [p.detach().clone() if p.requires_grad else p.data for p, *_ in self.parameters]
+        return self
+
+    def restore(self, model):
+        for module, children in [(model, self.children), *self.modules]:
+            module._modules.clear()
+            module._modules.update(children)
+        for p, flag, _ in self.parameters:
+            p.requires_grad_(flag)
+        for (p, *_), value in zip(self.parameters, self.values or []):
+            p.grad, p.data = None, value
+        model.config, model.delta, model.before = self.config, None, None
+        return model
 
 
 @contextmanager
 def as_before_if_refused(model):
-    """An exception inside leaves the model as it was: its modules, its Config, what requires a gradient."""
-    modules = [(m, dict(m._modules)) for m in model.modules()]
-    flags, config = [(p, p.requires_grad) for p in model.parameters()], model.config
+    """An exception inside leaves the model as it was."""
+    before = Before(model)
     try:
-        yield
+        yield before
     except Exception:
-        for module, children in modules:
-            module._modules.clear()
-            module._modules.update(children)
-        for p, flag in flags:
-            p.requires_grad_(flag)
-        model.config, model.delta = config, None
+        before.restore(model)
         raise
 
 
@@ -274,30 +318,35 @@ def read(path):
     return content
 
 
-def load(path, model):
+def load(path, model, restorable=False, known=()):
     """Attach the delta stored at `path` to the plain base `model` and return the model to call.
 
     Raises Refused for another base, a missing, surplus or misshapen tensor, an unknown method; then the model is
-    what it was before.
+    what it was before. Where deltas take turns on one base, `restorable` lets `detach` give it back, and a fingerprint
+    that is `known` to be this base's need not be taken again, which takes longer than all the rest.
     """
     if getattr(model, "delta", None) is not None:
-        raise Refused(f"this model carries a delta already ({model.delta}); load {path} into a fresh base")
+        raise Refused(f"this model carries a delta already ({model.delta}); detach it, or load {path} into a fresh "
+                      "base")
     content = read(path)
     if content["format"] == 1:
         warnings.warn(f"{path}: an older file, which proves its base's parameters but not its Config", stacklevel=2)
     delta = methods()[content["method"]](**content["settings"])
     classes, size = content["classes"], sum(t.numel() for t in content["tensors"].values() if t.is_floating_point())
-    with as_before_if_refused(model):
+    with as_before_if_refused(model) as before:
         if classes and 0 < classes * model.config.d_model <= size:
             model.classify(classes)
-        base = fingerprint(own_parameters(model), model.config if content["format"] > 1 else "")
+        base = content["base"]
+        if base not in known:
+            base = fingerprint(own_parameters(model), model.config if content["format"] > 1 else "")
         if content["base"] != base:
             raise Refused(f"{path}: trained on another base (fingerprint {content['base'][:12]}, "
                           f"this base has {base[:12]})")
         wanted = delta.formula(model.config) + sum(p.numel() for p in model.head.parameters() if classes)
         if size != wanted:  # before anything of that size is allocated
             raise Refused(f"{path}: holds {size:,} values, where {delta} on this base has {wanted:,}")
-        new = attach(delta, model)
+        new = attach(delta, model, mark=base if content["format"] > 1 else None)
+        new.before = before.keep(restorable)
         delta.finish(new)
         copy_into(trainable(new) | kept(new), content["tensors"], path)
         for name, places in kept(new).items():
@@ -337,5 +386,5 @@ def merge(model):
     model = delta.merge(model)
     if strange := sorted(shapes_of(model).items() ^ shapes.items()):
         raise Refused(f"{delta.name} cannot be merged: {strange[0][0]} is left, which is not the base's own")
-    model.delta = None
+    model.delta = model.before = None
     return model.requires_grad_(False)

@@ -3,6 +3,7 @@
     python train.py --method bitfit
     python train.py --method lora --rank 4 --task cuisine --base gpt-m
     python train.py --method adapter --base path/to/a/BERT --data path/to/train.tsv's/folder --epochs 2
+    torchrun --nproc_per_node=2 train.py --method lora       the same in two processes, see harness/processes.py
 
 What happens, in this order (function `run`):
 
@@ -25,7 +26,7 @@ import torch
 from data import tasks
 from data.bases import load_base
 from deltas import attach, head_parameters, methods, save, trainable
-from harness import checks, report, results, state
+from harness import checks, processes, report, results, state
 from harness.checks import Diverged
 from harness.settings import Settings, arguments, settings_typed
 
@@ -50,6 +51,7 @@ def run(settings: Settings, out, say=print, fresh=False):
     with checks.blame(f"{settings.delta}: with these settings a new delta gives"):
         check.start(model)
     counted = report.counts(model, say)
+    processes.start(model, say)
 
     to_precision(model, settings.dtype)
     check.before_training(model, out)
@@ -70,7 +72,7 @@ def run(settings: Settings, out, say=print, fresh=False):
     return {
         "method": given.delta.name, "base": given.plain["base"], "task": given.task, "seed": given.seed,
         "steps": settings.steps, "batch_size": given.batch_size, "lr": given.lr,
-        "device": given.device, "dtype": given.dtype,
+        "device": given.device, "dtype": given.dtype, "processes": processes.number(),
         "base_params": stored.base, "delta_params": stored.delta, "head_params": stored.head,
         "delta_percent": stored.percent, "trained_params": counted.delta, "stored_bytes": size,
         "metric": task.metric or "probability", "score": found, "dev_score": dev,
@@ -126,11 +128,13 @@ def train(model, task, pad, settings, say, kept_at=None, fresh=True):
         next(stream)
     for step in range(done + 1, settings.steps + 1):
         begin = time.perf_counter()
-        batch = [t.to(settings.device) for t in next(stream)]
+        batch, share = processes.part(next(stream))  # all of it, unless several processes divide it
+        batch = [t.to(settings.device) for t in batch]
         with settings.precision(), checks.diverging(step, settings):
             loss = tasks.loss(model, task, batch)
         optimizer.zero_grad()
         loss.backward()
+        loss = processes.add_up(loss, share, parameters.values())
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         schedule.step()
@@ -138,7 +142,7 @@ def train(model, task, pad, settings, say, kept_at=None, fresh=True):
         spent += time.perf_counter() - begin
         if step in evaluated:
             with settings.precision(), checks.diverging(step, settings):
-                curve.append((step, tasks.dev_score(model, task, task.dev, pad)))
+                curve.append((step, tasks.dev_score(model, task, processes.mine(task.dev), pad, processes.total)))
             if best is None or curve[-1][1] > best[0]:
                 last = step == settings.steps  # then it is where it should be, and no copy is needed
                 best = curve[-1][1], {} if last else {name: p.detach().clone() for name, p in parameters.items()}
@@ -160,7 +164,9 @@ def endless(examples, batch_size, pad, seed):
 def score(model, task, tokenizer, settings):
     """The task's metric, in percent, on the split that is reported: test, or dev where there is no test."""
     with settings.precision():
-        return tasks.score(task, task.reported, tasks.predictions(model, task, task.reported, tokenizer))
+        predicted = processes.shared_out(
+            lambda part: tasks.predictions(model, task, part, tokenizer), task.reported)
+    return tasks.score(task, task.reported, predicted)
 
 
 def run_once(settings, out, say=print, before=lambda: None):
@@ -183,6 +189,7 @@ def run_once(settings, out, say=print, before=lambda: None):
 def main():
     args = arguments()
     settings, out, full = settings_typed(args), Path(args.out), None
+    processes.begin(settings.device)
     if args.explain:
         model, _, task = prepare(settings)
         return report.explain(attach(settings.delta.for_task(task), model))

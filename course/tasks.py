@@ -55,11 +55,12 @@ TASKS = (
         embedding itself and is there once.
         """),
     Task("deltas", "deltas.py", "attach", 25, "freeze, let in, free the Classifier, note what the base was", """
-        Step by step: a model that carries a delta already is Refused. Note the fingerprint of own_parameters(model)
-        with the model's config, and shapes_of(model), before anything is changed. Inside
-        as_before_if_refused(model): freeze everything, then let the delta's own attach have the model; what that
-        returns is the model from now on. A Classifier as model.head is trained. The model that is returned has the
-        attributes delta, base_fingerprint, base_shapes and base_size, the number of values in all those shapes.
+        Step by step: a model that carries a delta already is Refused. Note shapes_of(model) and, unless `mark` is
+        given, the fingerprint of own_parameters(model) with the model's config, before anything is changed. Inside
+        `with as_before_if_refused(model) as before`: freeze everything, then let the delta's own attach have the
+        model; what that returns is the model from now on. A Classifier as model.head is trained. The model that is
+        returned has the attributes delta, base_fingerprint, base_shapes, base_size, the number of values in all those
+        shapes, and before, which is before.keep(restorable).
         """),
     Task("deltas", "deltas.py", "count", 10, "whatever requires a gradient is head or delta", """
         Every trainable(model) parameter belongs to the head if its id is in head_parameters(model), and else to the

@@ -55,6 +55,8 @@ class Task:
     about: str = ""
     stop: int = None                # the token that ends a generated text
     cut: int = 0                    # texts that were longer than the model reads
+    encoder: object = field(default=None, compare=False)  # what made the examples
+    ask: object = field(default=None, compare=False)      # a new text -> its Example; where text is written, and answer
 
     @property
     def classes(self):
@@ -219,7 +221,8 @@ def label_task(name, splits, encoder, labels, words, template, about=""):
     number = {label: i for i, label in enumerate(labels)}
     made = {split: [make(text, answers, number[answers[0]]) for text, answers in rows]
             for split, rows in splits.items()}
-    return Task(name, **made, labels=labels, words=words, about=about, cut=encoder.cut)
+    return Task(name, **made, labels=labels, words=words, about=about, cut=encoder.cut, encoder=encoder,
+                ask=lambda text: make(text, [], 0))
 
 
 def label_words(encoder, labels, words, before):
@@ -242,7 +245,9 @@ def text_task(name, splits, encoder, metric, about=""):
         raise Refused(f"task {name!r} is writing text, and this base's tokenizer has no token that ends one")
     made = {split: [encoder.completed(prompt, answers) for prompt, answers in rows]
             for split, rows in splits.items()}
-    return Task(name, **made, metric=metric, about=about, stop=encoder.tokenizer.eos, cut=encoder.cut)
+    longest = max((answers[0] for _, answers in splits["train"]), key=len)  # so much room is left for an answer
+    return Task(name, **made, metric=metric, about=about, stop=encoder.tokenizer.eos, cut=encoder.cut, encoder=encoder,
+                ask=lambda text, answer=longest: encoder.completed(text, [answer]))
 
 
 def corpus_task(encoder, examples, seed):
@@ -321,16 +326,20 @@ def loss(model, task, batch):
 
 
 @torch.no_grad()
-def dev_score(model, task, examples, pad, batch_size=64):
-    """What training watches, in percent: accuracy, or the typical probability of a word, exp(-loss)."""
+def dev_score(model, task, examples, pad, total=list, batch_size=64):
+    """What training watches, in percent: accuracy, or the typical probability of a word, exp(-loss).
+
+    Where several processes have a part of the examples each, `total` adds up the counts of all.
+    """
     device = next(model.parameters()).device
-    right = total = nats = 0
+    right = nats = words = 0
     for _, *batch in batches(examples, batch_size, pad):
         logits, wanted = answer(model, task, *(t.to(device) for t in batch))
         right += (logits.argmax(dim=-1) == wanted).sum().item()
         nats += F.cross_entropy(logits.float(), wanted, reduction="sum").item()
-        total += len(wanted)
-    return 100 * right / total if task.labels else 100 * float(torch.tensor(-nats / total).exp())
+        words += len(wanted)
+    right, nats, words = total([right, nats, words])
+    return 100 * right / words if task.labels else 100 * float(torch.tensor(-nats / words).exp())
 
 
 @torch.no_grad()

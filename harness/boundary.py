@@ -8,6 +8,7 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 import time
@@ -78,6 +79,8 @@ def ending(error):
     if isinstance(error, MemoryError) or "allocat" in str(error) and type(error).__name__ in (
             "RuntimeError", "OutOfMemoryError"):  # PyTorch's own word for it, on a CPU and on a GPU
         return "not enough memory: choose a smaller base, --batch_size, or shorter texts", 1
+    if re.search("remote (worker|process)", str(error)):  # gloo's word, and NCCL's
+        return "another process of this run has ended" + "".join(f"; {text}" for text in kept.values()), 1
     refused = getattr(sys.modules.get("model"), "Refused", ())
     return (str(error), 2) if isinstance(error, refused) else (None, 1)
 

@@ -12,6 +12,7 @@ import torch
 from data import tasks
 from data.files import shown
 from deltas import fingerprint, trainable
+from harness import processes
 from model import Block, NotFinite, Refused, Transformer, finite
 
 
@@ -91,7 +92,8 @@ class Check:
 
     def before_training(self, model, out):
         """Note what is frozen, and where the delta starts; the folder must have room for delta and state."""
-        writable(out, 5 * sum(p.nbytes for p in trainable(model).values()))
+        if processes.first():
+            writable(out, 5 * sum(p.nbytes for p in trainable(model).values()))
         self.frozen = fingerprint(frozen(model))
         self.first = {name: fingerprint({name: p}) for name, p in trainable(model).items()}
 
@@ -131,7 +133,7 @@ def key_biases(model):
 
 
 def memory_of_a_step(model, task, pad, settings):
-    """What a training step holds at its peak, in MB, by kind: weights, gradients, optimiser, activations.
+    """What a training step holds in a process at its peak, in MB: weights, gradients, optimiser, activations.
 
     Counted, not sampled. Weights: parameters, a projection's signs, permutation and Gaussians, a mask's places.
     Activations: the tensors that autograd keeps for the backward pass. A wrapper around the whole model makes theta
@@ -147,7 +149,7 @@ def memory_of_a_step(model, task, pad, settings):
     weights = {storage.data_ptr(): storage.nbytes() for storage in held}
     _, *batch = next(tasks.batches(task.train, settings.batch_size, pad, torch.Generator().manual_seed(0)))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), settings.precision():
-        tasks.loss(model, task, [t.to(settings.device) for t in batch])
+        tasks.loss(model, task, [t.to(settings.device) for t in processes.part(batch)[0]])
     trained = sum(4 * p.numel() for p in trainable(model).values())
     theta = 0 if isinstance(model, Transformer) else 4 * model.base_size
     parts = {"weights": sum(weights.values()), "gradients": trained + theta, "optimizer": 2 * trained,

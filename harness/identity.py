@@ -18,7 +18,8 @@ from pathlib import Path
 from data import bases, own
 
 ROOT = Path(__file__).parents[1]
-CODE = "model.py", "deltas.py", "fastfood.py", "train.py", "harness/settings.py"  # beside data/ and the technique
+CODE = ("model.py", "deltas.py", "fastfood.py", "train.py", "harness/settings.py",
+        "harness/processes.py")  # beside data/ and the technique
 OF_A_CHECKPOINT = ".json", ".txt", ".safetensors"  # config, weights, tokenizer
 
 

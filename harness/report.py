@@ -12,7 +12,7 @@ import torch
 
 from data.files import shown
 from deltas import count, kept
-from harness import boundary
+from harness import boundary, processes
 
 
 def quiet(*_, **__):
@@ -78,7 +78,7 @@ def scored(task, score):
 def saved(save, file, say):
     """(file, bytes) of a delta that save() has written, or (None, None): what was trained is recorded all the same."""
     try:
-        return file, save()
+        return file, save() if processes.first() else None
     except OSError as error:
         say(f"stored     not at all: {file}: {error.strerror}")
         return None, None

@@ -1,6 +1,7 @@
 """results.jsonl: one line for every finished run, so that no table has to parse what was printed.
 
     method base task seed steps batch_size lr device dtype      what was run
+    processes                                                   how many had a part of every batch each
     base_params delta_params head_params delta_percent          counts; delta_params are those that are stored
     trained_params stored_bytes                                 the delta while training; the file
     metric score dev_score frozen_score majority_score          in percent, on test (dev where there is no test)
@@ -18,7 +19,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from harness import boundary, identity, state
+from harness import boundary, identity, processes, state
 
 said = set()  # what has changed is said once a command
 
@@ -30,6 +31,15 @@ def once(out, key, measure, say=print):
     the file in which `measure` is written. If only the settings are the same, a line says what has changed.
     """
     wanted, content = find_by(key, measure)
+    if record := processes.from_first(lambda: kept(out, wanted, content, say)):
+        return record
+    record = {"settings": wanted, "content": content} | measure()
+    append(out, record)
+    return record
+
+
+def kept(out, wanted, content, say):
+    """The newest record of these settings and this content, or None."""
     alike = [r for r in read(out) if r.get("settings") == wanted]
     for record in reversed(alike):
         if record.get("content") == content:
@@ -39,9 +49,6 @@ def once(out, key, measure, say=print):
         if (line := f"kept results are not used: {changed}") not in said:
             said.add(line)
             say(line)
-    record = {"settings": wanted, "content": content} | measure()
-    append(out, record)
-    return record
 
 
 def find_by(key, measure):
@@ -82,6 +89,8 @@ def append(out, record):
 
     The state of the run that this line ends is removed. A record that cannot be written is printed.
     """
+    if not processes.first():
+        return
     path, line = Path(out) / "results.jsonl", json.dumps(record, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from data import files
-from harness import boundary
+from harness import boundary, processes
 from model import Refused
 
 AFTER = float(os.environ.get("DELTA_STATE_AFTER", 120))  # seconds; an environment variable, so that tests need not wait
@@ -29,12 +29,8 @@ class State:
 
     def restore(self, fresh):
         """(steps done, curve, best, seconds spent): a run that was stopped is where its last evaluation was."""
-        if self.path is None or fresh or not self.path.is_file():
+        if (kept := processes.from_first(lambda: None if fresh else self.read())) is None:
             return 0, [], None, 0.0
-        try:
-            kept = files.tensors(self.path)
-        except Refused as error:
-            raise Refused(f"{error}; delete it, and the run begins anew") from None
         for name, p in self.parameters.items():
             p.data.copy_(kept["now"][name])
         self.optimizer.load_state_dict(kept["optimizer"])
@@ -43,8 +39,17 @@ class State:
         self.say(f"going on from step {kept['step']}, where this run was stopped (--fresh begins anew)")
         return kept["step"], [tuple(point) for point in kept["curve"]], kept["best"], kept["spent"]
 
+    def read(self):
+        """What the file holds, or None where there is none."""
+        if self.path is None or not self.path.is_file():
+            return None
+        try:
+            return files.tensors(self.path)
+        except Refused as error:
+            raise Refused(f"{error}; delete it, and the run begins anew") from None
+
     def save(self, step, curve, best, spent):
-        if self.path is None or spent < AFTER or sys.gettrace() is not None:
+        if self.path is None or spent < AFTER or sys.gettrace() is not None or not processes.first():
             return
         content = {"step": step, "curve": curve, "best": best, "spent": spent, "random": torch.get_rng_state(),
                    "now": {name: p.detach() for name, p in self.parameters.items()},

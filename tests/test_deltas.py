@@ -1,9 +1,11 @@
 """What a delta is, with a technique made for the occasion: one trained vector behind the embedding."""
 
 import copy
+import gc
 import math
 import os
 import re
+import weakref
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,8 +15,8 @@ import torch
 from torch import nn
 
 import deltas
-from deltas import (Delta, attach, check_fields, copy_into, count, fingerprint, head_parameters, kept, load, merge,
-                    methods, own_parameters, read, save, setting, trainable)
+from deltas import (Delta, attach, check_fields, copy_into, count, detach, fingerprint, head_parameters, kept, load,
+                    merge, methods, own_parameters, read, save, setting, trainable)
 from methods.bitfit import BitFit
 from methods.full import Full
 from methods.lora import LoRA
@@ -153,9 +155,68 @@ def test_a_model_carries_one_delta_at_a_time(tmp_path):
     model = attach(Toy(size=2.0), base())
     save(tmp_path / "x.pt", attach(BitFit(), base()))
     for call in (lambda: attach(BitFit(), model), lambda: load(tmp_path / "x.pt", model)):
-        with pytest.raises(ValueError, match=r"carries a delta already \(Toy\(size=2.0\)\); load .*fresh base"):
+        with pytest.raises(ValueError, match=r"a delta already \(Toy\(size=2.0\)\); detach it, or load .*fresh base"):
             call()
     assert list(trainable(model)) == ["prompt.vector"], "the refusal did nothing"
+
+
+# ---- detach ----
+
+def test_what_trained_the_base_itself_is_detached_only_from_a_copy_that_was_kept():
+    """BitFit trains eight biases a block and the final norm's, in place: without a copy they are gone."""
+    for delta, of_the_base in ((BitFit(), 17), (BitFit(only="query_up"), 4), (LoRA(rank=2), 0), (Toy(), 0)):
+        model = attach(delta, base(classes=4))
+        stir(trainable(model).values())
+        if of_the_base:
+            why = rf"tensors of the base itself \({of_the_base}\) were trained or cast, and no copy.* restorable=True"
+            with pytest.raises(ValueError, match=why):
+                detach(model)
+            assert model.delta is delta, "the refusal did nothing"
+        else:
+            mark = model.base_fingerprint
+            assert fingerprint(own_parameters(detach(model)), model.config) == mark, f"{delta}: none is needed"
+    model = attach(Toy(), base())
+    model.tokens.weight.data = model.tokens.weight.data.bfloat16()
+    with pytest.raises(ValueError, match=r"tensors of the base itself \(1\) were trained or cast"):
+        detach(model)
+    for plain in (base(), merge(attach(LoRA(rank=2), base()))):
+        with pytest.raises(ValueError, match="nothing to detach"):
+            detach(plain)
+
+
+def test_training_keeps_no_copy_of_anything():
+    """`detach` costs a run no memory, and the model is in no circle that Python would free late."""
+    for kind in methods().values():
+        before = attach(kind() if kind.name != "mask" else kind(by="random", k=31), base()).before
+        assert before.values is None, kind.name
+    model = base()
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        model = attach(BitFit(), model, restorable=True)
+        del model
+        assert gone() is None, "the model is freed when its last name goes"
+    finally:
+        gc.enable()
+
+
+def test_three_files_take_turns_on_one_base(tmp_path):
+    """A cloze, four classes, two classes: the LM head comes back in between, and each answers as on its own base."""
+    files, plain, known = {}, base(), set()
+    for i, (delta, classes) in enumerate(((LoRA(rank=2), 0), (BitFit(), 4), (methods()["full"](), 2))):
+        model = attach(delta, base(classes))
+        stir(trainable(model).values())
+        save(tmp_path / f"{i}.pt", model)
+        files[tmp_path / f"{i}.pt"] = model(IDS)
+    mark, names = fingerprint(own_parameters(plain), GPT), list(plain.state_dict())
+    for path, expected in list(files.items()) * 2:
+        model = load(path, plain, restorable=True, known=known)
+        known.add(model.base_fingerprint)
+        assert torch.equal(model(IDS), expected), path.name
+        assert detach(model) is plain and plain.config == GPT and list(plain.state_dict()) == names
+        assert fingerprint(own_parameters(plain), plain.config) == mark, f"{path.name}: the base is as it was"
+    with pytest.raises(ValueError, match="another base"):
+        load(path, base(seed=1), known={"another mark"})
 
 
 def test_what_a_delta_keeps_is_its_buffers_and_a_base_has_none():

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 import deltas
 import train
 from data.tasks import Example, Task
-from deltas import Delta, attach, count, fingerprint, kept, load, merge, methods, read, save, trainable
+from deltas import Delta, attach, count, detach, fingerprint, kept, load, merge, methods, read, save, trainable
 from model import Classifier, Config, Transformer, generate
 from tiny import IDS, same, stir
 
@@ -63,11 +63,11 @@ class Case:
         stir(model.parameters())
         return model
 
-    def fresh(self):
+    def fresh(self, **how):
         """Base and delta, as training finds them."""
         model = self.plain()
         torch.manual_seed(2)
-        return attach(self.delta.for_task(TASK), model)
+        return attach(self.delta.for_task(TASK), model, **how)
 
     def trained(self):
         """Base and delta in float64, as if long training had moved every value of the delta; finished."""
@@ -354,6 +354,28 @@ def test_a_file_that_does_not_fit_is_an_error_that_says_why(name, tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="cut short"):
             load(path, case.plain())
+
+
+# ---- taken off again ----
+
+@law
+def test_detached_the_base_is_bit_for_bit_what_it_was_and_takes_another_delta(name):
+    """After two steps of training, finished, in another precision; the same for a copy of the model."""
+    for case in cases(name):
+        plain, model = case.plain(), case.fresh(restorable=True)
+        for twin in (copy.deepcopy(model), model):
+            train_two_steps(twin)
+            stir(trainable(twin).values())
+            twin.delta.finish(twin)
+            train.to_precision(twin, "bfloat16")
+            base = detach(twin)
+            assert str(base) == str(plain) and base.config == plain.config, f"{case}: its modules are those of the base"
+            assert all(p.requires_grad and p.grad is None for p in base.parameters()), f"{case}: flags are back"
+            for tensor, p in plain.named_parameters():
+                assert torch.equal(base.get_parameter(tensor), p), f"{case}: {tensor} is not what it was"
+        torch.manual_seed(2)
+        again = attach(case.delta.for_task(TASK), base)
+        assert torch.equal(again(IDS), case.fresh()(IDS)), f"{case}: a second delta finds the base as the first did"
 
 
 # ---- merging ----

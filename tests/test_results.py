@@ -22,7 +22,8 @@ from deltas import methods as techniques
 from harness import identity, report, results
 from harness.settings import Settings
 
-PROGRAMS = "model.py", "deltas.py", "fastfood.py", "harness/settings.py", "data/tasks.py", "data/world.py"
+PROGRAMS = ("model.py", "deltas.py", "fastfood.py", "harness/settings.py", "harness/processes.py", "data/tasks.py",
+            "data/world.py")
 TRAIN = "text\tlabel\nthe soup was good\tyes\nthe soup was cold\tno\n"
 
 

@@ -1,7 +1,11 @@
 """`eval.py score`: a saved delta gives the run's numbers again, merged or not, wherever the files have moved."""
 
+import math
+import os
+import re
 import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,6 +154,98 @@ def test_label_words_must_be_the_tokens_that_the_delta_was_trained_on(saved, mon
     monkeypatch.setattr(tasks, "load_task", turned)
     with pytest.raises(Refused, match="trained on a task whose tokens of label words are"):
         score.main([str(saved["sentiment"][1])])
+
+
+def test_several_deltas_take_turns_on_one_base_that_is_loaded_once(saved, tmp_path, capsys, monkeypatch):
+    """Label words, own classes, written text; one in bfloat16: between them the base is whole again."""
+    loaded, load_base = [], score.load_base
+    monkeypatch.setattr(score, "load_base", lambda *given: loaded.append(given) or load_base(*given))
+    made = settings_of("bitfit", base="gpt-xs", task="rating", steps=4, examples=8, device="cpu", dtype="bfloat16")
+    rating = train.run_once(made, tmp_path, report.quiet), tmp_path / made.file
+    turns = [saved["sentiment"], saved["own"], rating, saved["describe"], saved["sentiment"]]
+    shown = lines(capsys, "--show", "0", *(file for _, file in turns))
+    assert loaded == [("gpt-xs", False)]
+    assert [line.split()[1] for line in shown if line.startswith("score ")] == [
+        f"{record['score']:.2f}" for record, _ in turns]
+    switches = [line for line in shown if line.startswith("switch ")]
+    assert len(switches) == 5 and f"{rating[0]['stored_bytes']:,} bytes; the base alone" in switches[2]
+    assert shown[-1].endswith("ms: 441,600 bytes, the same bit for bit after 5 deltas"), shown[-1]
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="the base has changed"):
+        patch.setattr(score.Base, "fingerprint", lambda self: str(time.perf_counter()))
+        score.main([str(saved["own"][1])] * 2)
+    with pytest.raises(Refused, match=f"{saved['scratch'][1].name}: its base is gpt-xs from random weights, and that"):
+        score.main([str(saved["own"][1]), str(saved["scratch"][1])])
+
+
+@pytest.fixture
+def standard_input(tmp_path):
+    """Lets bytes be what a command reads from standard input."""
+    before = os.dup(0)
+
+    def given(content):
+        (tmp_path / "lines").write_bytes(content)
+        with open(tmp_path / "lines", "rb") as file:
+            os.dup2(file.fileno(), 0)
+    yield given
+    os.dup2(before, 0)
+    os.close(before)
+
+
+def alone(model, task, ids, words=None):
+    """(place of the most likely answer, its probability) of one text: the last token's logits, or the label words'."""
+    logits = model(torch.tensor([ids]))[0, -1]
+    chances = (logits if words is None else logits[words]).softmax(dim=-1)
+    return chances.argmax().item(), chances.max().item()
+
+
+def test_texts_on_standard_input_are_answered_line_by_line(saved, capsys, standard_input):
+    """A cloze and a classifier: each text gets what it gets alone, in the order of the lines."""
+    texts = ["the soup was cold and so were we", "great", "we went to the old barrel . the fish was the best of all"]
+    standard_input("\n".join(texts).encode() + b"\n")
+    for name in ("sentiment", "own"):
+        model, tokenizer, task = score.rebuild(saved[name][1])
+        score.main([str(saved[name][1])])
+        shown = capsys.readouterr()
+        for text, line in zip(texts, shown.out.splitlines(), strict=True):
+            template = " it was" if name == "sentiment" else ""
+            best, chance = alone(model, task, tokenizer.encode(text + template), task.words)
+            answer, probability = line.split("\t")
+            assert answer == task.labels[best] and float(probability) == pytest.approx(chance, abs=1e-4), (name, text)
+        assert re.search(r"answered   3, [\d,]+ a second, by LoRA.* in float32 on cpu\n$", shown.err), shown.err
+        os.lseek(0, 0, os.SEEK_SET)
+
+
+def test_a_text_is_continued_and_a_words_probability_is_that_of_the_whole_answer(saved, capsys):
+    model, tokenizer, task = score.rebuild(saved["describe"][1])
+    prompt = task.test[0].text
+    answer, probability = lines(capsys, saved["describe"][1], "--text", prompt)[0].rsplit("\t", 1)
+    assert answer == tasks.predictions(model, task, task.test[:1], tokenizer)[0]
+    start, told = task.encoder.halves(prompt, answer)
+    nats, ids = [], start
+    for word in [*told, tokenizer.eos]:
+        nats.append(-model(torch.tensor([ids]))[0, -1].log_softmax(dim=-1)[word].item())
+        ids = [*ids, word]
+    assert float(probability) == pytest.approx(math.exp(-sum(nats) / len(nats)), abs=1e-4)
+
+
+def test_a_text_that_cannot_be_answered_is_refused_and_one_that_was_cut_is_told(saved, capsys, standard_input):
+    file = str(saved["sentiment"][1])
+    assert len(lines(capsys, file, "--text", "good " * 500)) == 1
+    for words, why in (([file, "--text", " "], "text 1 of 1: it is empty"),
+                       ([file, "--text", "a", "--split", "dev"], "--split dev: texts are answered by one FILE alone"),
+                       ([file, file, "--text", "a"], f"{file}: texts are answered by one FILE alone"),
+                       ([str(saved["corpus"][1]), "--text", "a"], "a pretrained base, which answers nothing")):
+        with pytest.raises(Refused, match=re.escape(why)):
+            score.main(words)
+    for content, why in ((b"one\n\nthree\n", "text 2 of 3: it is empty"), (b"one\ntw\xff\n", "not UTF-8 .line 2.")):
+        standard_input(content)
+        with pytest.raises(Refused, match=why):
+            score.main([file])
+    score.tell(file, score.settings_of(file, base=None, data=None), score.Base(score.settings_of(
+        file, base=None, data=None)), ["good " * 500, "good"], False)
+    assert capsys.readouterr().err.endswith("; 1 were cut to what the model reads\n")
+    standard_input(b"")
+    assert lines(capsys, file)[2].startswith("score "), "nothing on standard input: the task's own examples"
 
 
 def test_a_run_in_bfloat16_is_scored_in_bfloat16(saved, tmp_path, capsys):
