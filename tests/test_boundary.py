@@ -30,7 +30,7 @@ def test_what_ends_a_command_becomes_a_line_and_a_status(monkeypatch):
             (MemoryError(), "not enough memory: choose a smaller base, --batch_size, or shorter texts", 1),
             (ModuleNotFoundError("No module named 'torch'", name="torch"),
              "torch is not installed: pip install -r requirements.txt", 1),
-            (RuntimeError("[pair.cc:537] Connection reset by peer. This is typically caused by a remote worker"),
+            (RuntimeError("[pair.cc:537] Connection reset by peer. This is caused by a remote worker hanging"),
              "another process of this run has ended; finished runs are in out/results.jsonl", 1),
             (ValueError("a student's own"), None, 1), (AssertionError("a frozen tensor has changed"), None, 1)):
         assert boundary.ending(error) == (line, status), error

@@ -40,7 +40,7 @@ def pair(tmp_path_factory):
 
 def test_two_processes_have_the_losses_gradients_and_scores_of_one_for_every_technique(pair):
     """Batches of three, three and one text: two and one for the processes, or one and none. float32 has the loss."""
-    (_, first), (_, second) = (torch.load(pair[1] / f"{rank}.pt") for rank in (0, 1))
+    (_, first, _), (_, second, _) = (torch.load(pair[1] / f"{rank}.pt") for rank in (0, 1))
     unused = set()
     for (case, model, classes), mine, other in zip(together.models(), first, second, strict=True):
         curve, steps = together.trained(model, classes)
@@ -59,9 +59,15 @@ def test_two_processes_have_the_losses_gradients_and_scores_of_one_for_every_tec
     assert unused == {"pooler.dense.bias"}
 
 
+def test_what_is_shared_out_comes_back_in_order_to_all(pair):
+    """Four of seven numbers are doubled by one process, three by the other."""
+    for rank in (0, 1):
+        assert torch.load(pair[1] / f"{rank}.pt")[2] == [0, 2, 4, 6, 8, 10, 12]
+
+
 def test_all_go_on_from_the_first_ones_delta_and_its_base_or_not_at_all(pair, monkeypatch):
     """The second process has drawn another one."""
-    (first, _), (second, _) = (torch.load(pair[1] / f"{rank}.pt") for rank in (0, 1))
+    (first, *_), (second, *_) = (torch.load(pair[1] / f"{rank}.pt") for rank in (0, 1))
     drawn, other = together.begun(0), together.begun(1)
     for name, tensor in drawn.items():
         assert torch.equal(first[name], tensor) and torch.equal(second[name], tensor), name

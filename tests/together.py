@@ -101,4 +101,5 @@ if __name__ == "__main__":
         torch.optim.AdamW.step = killed(torch.optim.AdamW.step, folder)
     boundary.run(train.main)
     found = [trained(model, classes) for _, model, classes in models()]
-    torch.save((begun(processes.rank()), found), folder / f"{processes.rank()}.pt")
+    doubled = processes.shared_out(lambda part: [2 * number for number in part], list(range(7)))
+    torch.save((begun(processes.rank()), found, doubled), folder / f"{processes.rank()}.pt")
