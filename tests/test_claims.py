@@ -585,7 +585,6 @@ def test_the_file_is_a_source_and_not_a_cache(written, answer, tmp_path):
 LEDGER = (ROOT / "survey" / "LEDGER.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(not shipped.RUNS.is_file(), reason="survey/runs.jsonl is not written yet")
 def test_every_verdict_of_the_ledger_is_derived_anew():
     lines, header = shipped.load(shipped.RUNS)
     book = shipped.Shipped(lines, **header)
