@@ -7,7 +7,7 @@
     python course/assign.py leaderboard SUBMISSION --seed 5 --results results.json      the smallest delta; any seed
     python course/assign.py zip --tags lora,adapter -o autograder.zip       for Gradescope; or zip --leaderboard 5
     python course/assign.py check                                 what proves tasks, points, broken copies, questions
-    python course/assign.py check ranges                          the sheets' experiments, ten seeds each
+    python course/assign.py check ranges bar                      the sheets' experiments, the leaderboard: ten seeds
     python course/assign.py answers 4.1 4.2                       run questions' commands, keep the answers' hashes
 
 The repository is the reference; a handout is built from it. It carries its version, a digest of the files that it was
@@ -68,7 +68,7 @@ def main(given=None):
     one.add_argument("-o", "--out", type=Path, default=Path("autograder.zip"))
     one = commands.add_parser("check", help="that tasks, points, broken copies and questions are what they claim to be")
     one.add_argument("parts", nargs="*", default=[*NEEDS, "questions"], metavar="PART",
-                     help="tags, questions, ranges [all but ranges]")
+                     help="tags, questions, ranges, bar [tags and questions]")
     one.add_argument("--jobs", type=int, default=2, help="copies tested at a time")
     one = commands.add_parser("answers", help="when a question is new or its answer has changed: keep its hash")
     one.add_argument("numbers", nargs="+", metavar="NUMBER")

@@ -287,8 +287,10 @@ def test_blocks_are_trained_one_at_a_time_counted_from_the_input(answer, monkeyp
     seen = []
     monkeypatch.setattr(specification, "trained", lambda settings, delta: seen.append((settings, delta)) or {
         "score": {1: 80.0, 2: 84.0, 3: 93.0, 4: 91.0}[delta.k], "dev_score": settings.lr})
+    monkeypatch.setattr(specification.linear_probe, "fitted", lambda settings, depth: {"score": 20.0 * depth})
     entry = answer("C24", None)
     assert entry.verdict == HOLDS and entry.notes[0].endswith("Upper minus lower: 10.0 ± 0.0 points.")
+    assert entry.notes[1].startswith("Frozen, a logistic regression on top of 1 block 20.0 ± 0.0, 2 blocks 40.0 ± 0.0,")
     high, low = sorted(train.methods()["last_layer"].rates, reverse=True)
     assert [(delta.k, s.lr, s.seed) for s, delta in seen] == [
         (k, lr, seed) for k in (1, 2, 3, 4) for lr, seed in ((high, 0), (low, 0), (high, 1), (high, 2))]
@@ -583,7 +585,6 @@ def test_the_file_is_a_source_and_not_a_cache(written, answer, tmp_path):
 LEDGER = (ROOT / "survey" / "LEDGER.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(not shipped.RUNS.is_file(), reason="survey/runs.jsonl is not written yet")
 def test_every_verdict_of_the_ledger_is_derived_anew():
     lines, header = shipped.load(shipped.RUNS)
     book = shipped.Shipped(lines, **header)

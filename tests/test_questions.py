@@ -107,6 +107,20 @@ def test_check_runs_each_experiment_with_ten_seeds(monkeypatch, capsys):
         check.check(["loar"], 1)
 
 
+def test_check_proves_the_bar_with_ten_seeds(monkeypatch, capsys):
+    """The bar is 87.3: the frozen base comes too near, by two standard deviations, and LoRA is under it twice."""
+    monkeypatch.setattr(check, "printed", lambda trees, command: (
+        f"majority class   25.0\nfrozen base   {77 + int(command[-1])}.0   0\nlora  {86 + int(command[-1])}.0  1,536\n"))
+
+    class Pool:
+        map = staticmethod(map)
+    found = [line for lines in check.bar(None, Pool) for line in lines]
+    assert [line.split(" of ")[0] for line in found] == [
+        "the bar, 87.3, is not two standard deviations above the frozen base, 87.6", "the bar, 87.3: seed 0",
+        "the bar, 87.3: seed 1"]
+    assert "frozen base: 77.0 to 86.0, the bar is 87.3\n" in capsys.readouterr().out
+
+
 # ---- the sheets that are there ----
 
 def test_there_are_eight_sheets_of_a_page_each():
