@@ -110,7 +110,7 @@ def test_check_runs_each_experiment_with_ten_seeds(monkeypatch, capsys):
 def test_check_proves_the_bar_with_ten_seeds(monkeypatch, capsys):
     """The bar is 87.3: the frozen base comes too near, by two standard deviations, and LoRA is under it twice."""
     monkeypatch.setattr(check, "printed", lambda trees, command: (
-        f"majority class   25.0\nfrozen base   {77 + int(command[-1])}.0   0\nlora  {86 + int(command[-1])}.0  1,536\n"))
+        f"majority class   25.0\nfrozen base   {77 + int(command[-1])}.0   0\nlora {86 + int(command[-1])}.0  1,536\n"))
 
     class Pool:
         map = staticmethod(map)
