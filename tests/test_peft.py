@@ -352,8 +352,8 @@ def test_minilm_with_a_lora_crosses_both_ways(tmp_path):
         back, _ = peft.read(tmp_path / "out", base)
         close(back(batch["input_ids"], keep, at=at), there, atol=1e-4)
         places = ["query", "value", "intermediate.dense"]
-        made_there = made(base, "bert", CLASSES, tmp_path / "theirs", 2, target_modules=places, r=4, task_type="SEQ_CLS",
-                          modules_to_save=["classifier"])
+        other = made(base, "bert", CLASSES, tmp_path / "theirs", 2, target_modules=places, r=4, task_type="SEQ_CLS",
+                     modules_to_save=["classifier"])
         here, labels = peft.read(tmp_path / "theirs", base)
         assert labels == ["0", "1"]
-        close(here(batch["input_ids"], keep, at=at), made_there(**batch).logits, atol=1e-4)
+        close(here(batch["input_ids"], keep, at=at), other(**batch).logits, atol=1e-4)
