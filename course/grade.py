@@ -24,6 +24,7 @@ What remains possible, since tests and tested code share a process:
 Points can be stolen, in short, by whoever reads this file. What is graded by hand is whether the code is understood.
 """
 
+import importlib.util
 import itertools
 import json
 import os
@@ -41,7 +42,9 @@ from course import handout
 from points import listed, marks, sentence
 
 SECONDS = 200       # for all tests of a run; one test has points.SECONDS
-MEMORY = 512 << 20  # of data, in bytes; torch and the tests need a third of it
+TORCH = importlib.util.find_spec("torch")
+CUDA = TORCH is not None and (Path(TORCH.origin).parent / "lib" / "libtorch_cuda.so").exists()
+MEMORY = 1536 << 20 if CUDA else 512 << 20  # of data, in bytes; `import torch` takes 740 MB of it, or 180
 OUTPUT = 16 << 20   # the largest file that can be written, in bytes: what is printed goes to one
 PROCESSES = 64      # and threads, where the child is a user of its own
 LARGEST = 1 << 20   # a handed-in file, in bytes
@@ -164,7 +167,8 @@ def command(told, tags, options):
 
 def environment(scratch):
     return {"PATH": os.environ.get("PATH", os.defpath), "HOME": scratch, "TMPDIR": scratch, "LANG": "C.UTF-8",
-            "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+            "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",  # all is graded on the CPU
+            "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
 def limit(user):

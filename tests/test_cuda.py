@@ -15,7 +15,7 @@ from deltas import attach, fingerprint, load, save, trainable
 from harness import report
 from harness.settings import Settings
 from model import generate
-from test_laws import BASES, cases, frozen, law, transformer
+from test_laws import BASES, TASK, cases, frozen, law, transformer
 from tiny import IDS, same, stir
 
 on_a_gpu = pytest.mark.parametrize("device", [
@@ -86,7 +86,7 @@ def text(i):
 
 def trained(case, device, steps=6, **change):
     """(model, dev scores) after train.py's loop; base and delta start from the same values on every device."""
-    model = attach(case.delta, case.plain().to(device))
+    model = attach(case.delta.for_task(TASK), case.plain().to(device))
     deltas.copy_into(trainable(model), trainable(case.fresh()), "the CPU's delta")
     words = None if BASES[case.base][1] else [0, 1, 2, 3]
     task = Task("four", [text(i) for i in range(8)], [text(i) for i in range(8, 15)], [], metric="", words=words)

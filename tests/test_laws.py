@@ -109,7 +109,7 @@ def train_two_steps(model):
 def test_every_technique_has_a_family_and_learning_rates_of_its_own(name):
     kind = methods()[name]
     assert kind.family in ("addition", "reparameterisation", "specification", "baseline"), f"{name}: its family"
-    assert 0 < kind.lr_real <= kind.lr < 1, f"{name}: a real checkpoint takes no larger steps than a small base"
+    assert 0 < kind.lr_real < 1 and 0 < kind.lr < 1, f"{name}: a learning rate for each kind of base"
     assert not kind.rates or kind.lr in kind.rates, f"{name}: the default is in the grid of learning rates"
     assert kind(**kind.paper), f"{name}: the paper's setting has its fields"
     assert sys.modules[kind.__module__].__doc__, f"{name}: --help prints its file's docstring"

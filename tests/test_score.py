@@ -22,6 +22,7 @@ from lab import score
 from model import Refused
 
 pytestmark = pytest.mark.usefixtures("few_examples")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where a file is rebuilt
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +194,7 @@ def standard_input(tmp_path):
 
 def alone(model, task, ids, words=None):
     """(place of the most likely answer, its probability) of one text: the last token's logits, or the label words'."""
-    logits = model(torch.tensor([ids]))[0, -1]
+    logits = model(torch.tensor([ids], device=DEVICE))[0, -1]
     chances = (logits if words is None else logits[words]).softmax(dim=-1)
     return chances.argmax().item(), chances.max().item()
 
@@ -211,7 +212,7 @@ def test_texts_on_standard_input_are_answered_line_by_line(saved, capsys, standa
             best, chance = alone(model, task, tokenizer.encode(text + template), task.words)
             answer, probability = line.split("\t")
             assert answer == task.labels[best] and float(probability) == pytest.approx(chance, abs=1e-4), (name, text)
-        assert re.search(r"answered   3, [\d,]+ a second, by LoRA.* in float32 on cpu\n$", shown.err), shown.err
+        assert re.search(rf"answered   3, [\d,]+ a second, by LoRA.* in float32 on {DEVICE}\n$", shown.err), shown.err
         os.lseek(0, 0, os.SEEK_SET)
 
 
@@ -223,7 +224,7 @@ def test_a_text_is_continued_and_a_words_probability_is_that_of_the_whole_answer
     start, told = task.encoder.halves(prompt, answer)
     nats, ids = [], start
     for word in [*told, tokenizer.eos]:
-        nats.append(-model(torch.tensor([ids]))[0, -1].log_softmax(dim=-1)[word].item())
+        nats.append(-model(torch.tensor([ids], device=DEVICE))[0, -1].log_softmax(dim=-1)[word].item())
         ids = [*ids, word]
     assert float(probability) == pytest.approx(math.exp(-sum(nats) / len(nats)), abs=1e-4)
 

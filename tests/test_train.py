@@ -398,7 +398,7 @@ def test_a_run_scores_the_frozen_base_the_majority_and_what_it_saves(ran):
         right = {"frozen": 0, "delta": 0, "most": sum(e.answers[0] == most for e in task.test)}
         for side, each in (("frozen", frozen), ("delta", model)):
             for e in task.test:
-                row = each(torch.tensor([e.ids]))[0, -1][task.words]
+                row = each(torch.tensor([e.ids], device=next(each.parameters()).device))[0, -1][task.words]
                 right[side] += task.labels[row.argmax()] == e.answers[0]
         assert record["frozen_score"] == 100 * right["frozen"] / 14, name
         assert record["score"] == 100 * right["delta"] / 14 == read(out / record["file"])["notes"]["score"], name
