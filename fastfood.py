@@ -29,7 +29,7 @@ from model import Refused
 
 DRAW = 2**17        # entries drawn at a time, on every device: another value would give another P
 CHUNK = 2**18       # entries worked on at a time: a megabyte in float32, so that it stays in cache
-CUDA_CHUNK = 2**24  # a GPU works best in few large steps
+CUDA_CHUNK = 2**22  # a GPU works best in few large steps; 2**24 saves an H200 a third of the time and takes 336 MB more
 AXIS = 32           # the largest Hadamard matrix that is written out
 
 

@@ -137,7 +137,8 @@ def memory_of_a_step(model, task, pad, settings):
 
     Counted, not sampled. Weights: parameters, a projection's signs, permutation and Gaussians, a mask's places.
     Activations: the tensors that autograd keeps for the backward pass. A wrapper around the whole model makes theta
-    anew, which is among these, and in the backward pass the gradient of all of it.
+    anew, which is among these, and in the backward pass the gradient of all of it. What an operation needs for a
+    moment is left out: some per cent of the peak; of Fastfood's 5 MB on a CPU, up to 84 MB on a GPU.
     """
     kept = {}
 

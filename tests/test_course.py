@@ -233,7 +233,7 @@ HOSTILE = {  # name: (what stands before the reference's text, what is said of a
     "a child that outlives its parent": (
         "import os, time\nif not os.fork():\n    os.setsid()\n    time.sleep(20)\n", None),
     "a deep recursion": ("import sys\nsys.setrecursionlimit(10**9)\ndef deep(): return deep() + 1\ndeep()\n", ""),
-    "a gigabyte": ("kept = bytearray(4 << 30)\n", "MemoryError"),
+    "four gigabytes": ("kept = bytearray(4 << 30)\n", "MemoryError"),
     "an endless print": ("while True:\n    print('x' * 1000)\n", ""),
     "a loop without an end": ("while True:\n    pass\n", "all tests together were not done after 4 s"),
     "a forged results.json": (
