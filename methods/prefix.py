@@ -19,9 +19,10 @@ The paper found the rows hard to train directly, and makes all of them by one ML
 What we found: the rows need no MLP where they start small. PyTorch's first weights make the MLP's rows small, about
 0.3, where words' keys and values are about 1. Random rows of a quarter of the words' size learn as well as the MLP
 or better (cuisine, gpt-xs, five seeds: 97.1 ± 2.0), those of real words less surely (92.0, 63.8 for 66.9 on rating).
-An MLP that is fitted to the rows of real words fails on a checkpoint. P rows of that size fill P directions of W_l
-(its largest singular value is 10 to 16, with PyTorch's weights 1 to 2), and a step of W' and P' along these moves
-all rows of all layers: in MiniLM by 23 % of their size at lr 1e-3, where the step of W_l moves them by 6 % and plain
+On MiniLM the MLP has 82.0 on SST-2 and 92.0 on seven kinds of food, rows have 81.4 and 90.7, words' 82.0 and 89.0.
+An MLP that is fitted to the rows of real words fails there. P rows of that size fill P directions of W_l (its
+largest singular value is 10 to 16, with PyTorch's weights 1 to 2), and a step of W' and P' along these moves all
+rows of all layers: in MiniLM by 23 % of their size at lr 1e-3, where the step of W_l moves them by 6 % and plain
 rows at 0.1 move by 11 %. The rows become alike before they have learned anything.
 
 Count: 2 L P d are stored. Trained with the MLP: P d + d h + h + 2 L d (h + 1).
@@ -93,7 +94,7 @@ class Prefix(Delta):
     family: ClassVar[str] = "addition"
     identity: ClassVar[bool] = False
     lr: ClassVar[float] = 0.1
-    lr_real: ClassVar[float] = 0.1   # P-tuning v2, plain rows too: 5e-3 to 1e-2, over up to a hundred epochs
+    lr_real: ClassVar[float] = 0.1   # at most 1.3 short on MiniLM; P-tuning v2: 5e-3 to 1e-2, up to a hundred epochs
     rates: ClassVar[tuple] = 3e-2, 1e-1, 3e-1
     paper: ClassVar[dict] = {"length": 10, "mlp": True}  # table-to-text
     length: int = setting(8, "P, rows a layer; the paper: 5 or 10 for table-to-text, 200 for summaries", least=1)
