@@ -211,7 +211,7 @@ def c43_memory_of_gpt3(bench):
     Measured: four memory models by formula, bytes a parameter for weight + gradient + both moments.
     Rule: holds by counting if one of them gives 1.2 TB; else the figure is quoted and cannot be derived.
     Changed: the verdict was "wrong in the article"; but it repeats the paper correctly.
-    Article: no memory model gives 1.2 TB; 350 GB are the fp16 weights alone. The ratio, about a third, is sound.
+    Article: no memory model gives 1.2 TB; 350 GB are the fp16 weights alone. The ratio is 0.13, 0.25 or 0.33.
     """
     D, T = base_size(size("gpt3-175b")), methods()["lora"](rank=4).formula(size("gpt3-175b"))
     models = {"fp16 without gradients, 2 + 4": 6, "fp16, 2 + 2 + 4": 8, "mixed, 6 + 2 + 8": 16,

@@ -84,7 +84,7 @@ d, L = 12_288, 96  # GPT-3
                      "reparameterisation: lora, intrinsic."]),
     ("C6", COUNTS, ["87"]),
     ("C8", UNRUN, ["1,725,186 = 0.51 %", "25,329,666 = 7.56 %"]),
-    ("C14", COUNTS, ["51,200", "409,600 of 11,135,332,352 = 0.00368 %"]),
+    ("C14", COUNTS, ["51,200", "409,600 of 11,135,332,352 + 409,600 = 0.00368 %"]),
     ("C20", UNRUN, ["245,760 kept", "25,744,896 trained (7.3 %)"]),
     ("C26", UNRUN, ["102,912 = 0.0950 %", "272,384 = 0.0817 %"]),
     ("C31", COUNTS, ["400 GB", "0.7 GB"]),
@@ -249,6 +249,7 @@ def test_a_technique_that_does_not_arrive_in_300_steps_gets_1500(answer):
     entry = answer("C15", lambda s: 2 * (max(dev for _, dev in curve(s)),), curve=curve)
     assert entry.verdict == HOLDS
     assert "last_layer 500, bitfit 40" in entry.notes[0] and "prompt never" in entry.notes[0]
+    assert "prompt, of 1,500, seed by seed: never, never, never." in entry.notes
     assert {s.delta.name for s in answer.ran if s.steps == 1500} == {"prompt", "last_layer"}
 
 
@@ -279,7 +280,15 @@ def test_one_block_is_judged_and_two_or_another_one_stand_beside_it(answer, monk
     entry = answer("C25", lambda s: 2 * (100 if s.delta.name == "full" else {1: 91, 2: 80}[s.delta.k],))
     assert entry.verdict == HOLDS
     assert "k = 1: 91.0 ± 0.0 % of full" in entry.notes[0] and "k = 2: 80.0" in entry.notes[1]
-    assert entry.notes[2] == "The third block alone: 95.0 ± 0.0 %."
+    assert entry.notes[2:] == ["The third block alone: 95.0 ± 0.0 %.", "On cuisine, k = 1: 91.0 ± 0.0 %."]
+
+
+def test_the_last_block_must_be_close_on_both_tasks(answer, monkeypatch):
+    """C25: 91 % of full on rating; on cuisine 91, 80 and 97, whose interval has 90 in it."""
+    monkeypatch.setattr(specification, "trained", lambda settings, delta: {"score": 95.0, "dev_score": 90.0})
+    entry = answer("C25", lambda s: 2 * (100 if s.delta.name == "full" else
+                                         (91, 80, 97)[s.seed] if s.task == "cuisine" else 91,))
+    assert entry.verdict == OPEN and entry.notes[3].startswith("On cuisine, k = 1: 89.3 ± ")
 
 
 def test_blocks_are_trained_one_at_a_time_counted_from_the_input(answer, monkeypatch):
