@@ -44,8 +44,8 @@ def table(runs, names, sweep, **choice):
     check(runs, plan(runs, names, sweep, **choice))
     full = runs.trial("full", **choice)
     goal = mean(scores(full))
-    rows = [plain_row("majority class", full[0]["majority_score"], goal),
-            plain_row("frozen base", full[0]["frozen_score"], goal)]
+    rows = [plain_row(label, mean([r[name] for r in full]), goal)
+            for label, name in (("majority class", "majority_score"), ("frozen base", "frozen_score"))]
     if full[0]["metric"] == "accuracy":
         for average in (False, True) if full[0]["head_params"] else (False,):
             probes = [linear_probe.probe(runs, seed, average, **choice) for seed in runs.seeds]

@@ -24,7 +24,7 @@ from deltas import Delta, setting
 @dataclass
 class BitFit(Delta):
     family: ClassVar[str] = "specification"
-    lr: ClassVar[float] = 3e-2       # a bias can only shift: it takes a hundred times full fine-tuning's
+    lr: ClassVar[float] = 3e-2       # a bias can only shift: it takes thirty times full fine-tuning's
     lr_real: ClassVar[float] = 3e-3  # the authors' code has 1e-3 at batch 8 and 16 epochs
     rates: ClassVar[tuple] = 3e-2, 1e-2, 6e-2
     only: str = setting("all", "all, or query_up: the query's and the first mlp bias, half of them",

@@ -7,8 +7,8 @@ Count: k blk, blk = 12 d² + 13 d for f = 4 d (see full.py). The final norm and 
 training the head would change the input embedding too.
 Below the chosen blocks nothing requires a gradient, so PyTorch records no graph there: the backward pass
 ends where training ends, and the activations of the frozen blocks are never kept.
-Rate: 1e-2 holds for six of eight pairs of base and task in lab/rates.txt. On `cuisine`, whose answer lies in no block
-yet, gpt-s and gpt-m reach 9 to 23 points more at 3e-2 and above, where bert-s is left with 22 of 90.
+Rate: 1e-2 holds for six of eight pairs of base and task in lab/rates.txt. On `cuisine`, whose answer the frozen base
+does not give, gpt-s and gpt-m reach 9 to 23 points more at 3e-2 and above, where bert-s is left with 22 of 90.
 Left out: the activations of the frozen blocks could be computed once for all epochs and for all tasks.
 Reference: FT-top2 in Li & Liang 2021; Lee, Tang & Lin 2019 (a quarter of the layers gives 90 %).
 """

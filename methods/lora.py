@@ -50,7 +50,7 @@ class LoRALinear(nn.Module):
 @dataclass
 class LoRA(Delta):
     family: ClassVar[str] = "reparameterisation"
-    lr: ClassVar[float] = 1e-2       # tens of times full fine-tuning's, as in the paper; 3e-2 is unstable
+    lr: ClassVar[float] = 1e-2       # ten times full fine-tuning's; 3e-2 is unstable
     lr_real: ClassVar[float] = 3e-3  # the paper: 4e-4 to 5e-4 for RoBERTa-base; 1e-3 was too slow for MiniLM
     rates: ClassVar[tuple] = 1e-2, 3e-3
     paper: ClassVar[dict] = {"rank": 4}  # GPT-2, and the 35 MB of GPT-3

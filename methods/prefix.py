@@ -18,8 +18,9 @@ The paper found the rows hard to train directly, and makes all of them by one ML
 
 What we found: the rows need no MLP where they start small. PyTorch's first weights make the MLP's rows small, about
 0.3, where words' keys and values are about 1. Random rows of a quarter of the words' size learn as well as the MLP
-or better (cuisine, gpt-xs, five seeds: 97.1 ± 2.0), those of real words less surely (92.0, 63.8 for 66.9 on rating).
-On MiniLM the MLP has 82.0 on SST-2 and 92.0 on seven kinds of food, rows have 81.4 and 90.7, words' 82.0 and 89.0.
+or better on the little bases (cuisine, gpt-xs, five seeds: 97.1 ± 2.0); rows of real words have 92.0 there, and 63.8
+on rating, where random ones have 66.9. On MiniLM the MLP has 82.0 on SST-2 and 92.0 on seven kinds of food, random
+rows 81.4 and 90.7, words' rows 82.0 and 89.0 (dev, one seed).
 An MLP that is fitted to the rows of real words fails there. P rows of that size fill P directions of W_l (its
 largest singular value is 10 to 16, with PyTorch's weights 1 to 2), and a step of W' and P' along these moves all
 rows of all layers: in MiniLM by 23 % of their size at lr 1e-3, where the step of W_l moves them by 6 % and plain
