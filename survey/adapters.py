@@ -101,7 +101,7 @@ def c9_sixty_percent_faster(bench):
     Changed: on gpt-s, which is 96 wide, and with "about" taken to mean 1.5 at every shape, it failed: 1.14, 1.10, 1.19,
     1.13. So narrow a step is not made of the products that a frozen base saves.
     Article: the figure is AdapterDrop's, not Houlsby's, and it is "up to 60 %", not "about": that would not hold here,
-    since two of the three shapes stay below 1.5.
+    since two of the three shapes stay below 1.6.
     """
     bench.note("FLOPs: full 2n forward + 4n backward, a frozen base 2n + 2n: at most 6n / 4n = 1.50 times "
                "faster, plus what the optimiser saves.")
