@@ -66,9 +66,13 @@ def ended(tmp_path_factory):
             text = text.replace("module.bias.requires_grad_(True)", "int('a slip')")
         (broken / "methods" / path.name).write_text(text, encoding="utf-8")
 
+    def heard():  # Ctrl-C, which whoever started pytest in the background may have turned off
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     def start(story, *argv, cwd=ROOT, **more):
         started[story] = subprocess.Popen([sys.executable, *argv], cwd=cwd, stdout=subprocess.PIPE, text=True,
-                                          stderr=subprocess.PIPE, env=os.environ | more, encoding="utf-8")
+                                          stderr=subprocess.PIPE, env=os.environ | more, encoding="utf-8",
+                                          preexec_fn=heard)
     start("refused", "train.py", "--method", "last_layer", "--k", "9", *SHORT[2:], "--out", str(folder / "a"))
     start("typed wrongly", "train.py", "--method", "magic")
     start("a student's slip", str(broken / "train.py"), *SHORT, "--out", str(folder / "b"), cwd=broken)
