@@ -9,6 +9,7 @@ Family: addition. Two slots a block, on the sub-layer's output and before the re
 Count: 2 L (2 m d + m + d), plus 2 d (2 L + 1) for the norms, which the paper trains too.
 W_up starts at zero, so a new adapter changes nothing. W_down must not: were both zero, every gradient but
 that of b_up would pass through a zero, for ever. (The paper is near zero on both sides: init_std=0.01.)
+Rate: on bert-s / cuisine 3e-2 is 3.7 points short of 1e-2 (one seed), elsewhere at most 2.6 (lab/rates.txt).
 Left out: the parallel form and the one with a single adapter a block, both from later papers.
 Reference: Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP", section 2.1 and figure 2.
 """

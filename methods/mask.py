@@ -16,6 +16,7 @@ Count: k. Their places (int32, in order) are kept and not trained, so a file has
 Each gradient is squared before the mean is taken: two that cancel in a batch count all the same.
 S is to the wrapper of intrinsic.py what P is there, a selection for a random projection. So a step makes theta and
 the gradient of all D weights, as full fine-tuning does; small is what is optimised, stored and sent.
+Rate: on bert-s / cuisine 1e-2 is 5.3 points short of 3e-2; it is best on seven other pairs (lab/rates.txt).
 Left out: the mean over the labels that the model would give itself (here, as in the paper's code, the right one);
 diff pruning (Guo et al. 2021), which learns the mask while all D weights train.
 Reference: Sung, Nair & Raffel 2021, "Training Neural Networks with Fixed Sparse Masks" (FISH mask).
