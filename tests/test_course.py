@@ -296,6 +296,19 @@ def test_limits_hold_before_anything_hostile_runs(tmp_path):
     assert child.wait() == -9 and time.time() - begin < 10, "the whole group is killed"
 
 
+def test_the_grader_has_room_for_pytorchs_cuda_build(tmp_path):
+    """Its import alone takes 740 MB of data: with 512 MB every reference would be red."""
+    made = tmp_path / "torch"
+    (made / "lib").mkdir(parents=True)
+    (made / "__init__.py").touch()
+    for build, expected in (("cpu", 512), ("cuda", 1536)):
+        (made / "lib" / f"libtorch_{build}.so").touch()
+        told = subprocess.run([sys.executable, "-c", "from course import grade; print(grade.MEMORY >> 20)"], check=True,
+                              cwd=handout.ROOT, capture_output=True, text=True,
+                              env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{handout.ROOT / 'tests'}"})
+        assert int(told.stdout) == expected, build
+
+
 # ---- Gradescope ----
 
 def test_the_zip_is_laid_out_as_gradescope_runs_it(stub, tmp_path):
